@@ -1,0 +1,1 @@
+"""Hook specifications, the statistics hook, and one module per consumer of usage."""

@@ -1,0 +1,1 @@
+"""The command line: ``cameleer run``, ``watch``, ``drivers`` and ``gc``."""

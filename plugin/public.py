@@ -1,0 +1,110 @@
+"""Everything public, gathered in one place: what ``import cameleer`` offers."""
+
+from cameleer.beat import ticks
+from cameleer.blocking import BlockingDriver, BlockingTask
+from cameleer.config import UNLIMITED, Device, Mount, Resources, Stdio, TaskConfig
+from cameleer.driver import (
+    Capabilities,
+    Driver,
+    ExecSession,
+    Fingerprint,
+    NetworkOverride,
+    NetworkSpec,
+    RunningTask,
+    TaskEvent,
+    Tick,
+)
+from cameleer.errors import (
+    CommandNotExecutable,
+    CommandNotFound,
+    ConfigError,
+    DeadlineExceeded,
+    DriverError,
+    NotSupported,
+    PluginError,
+    PluginShutdown,
+    RecoverableError,
+    StartError,
+    StartRecoverable,
+    StatsNotImplemented,
+    TaskFailed,
+    TaskNotFound,
+    UnrecoverableError,
+)
+from cameleer.hooks.specs import ExitedRequest, PoststartRequest, hookimpl
+from cameleer.host import Host
+from cameleer.node import NodeInfo
+from cameleer.rates import derive
+from cameleer.status import Exit, ExitResult, FinalStatus
+from cameleer.task import Task, TaskHandle, TaskInfo, TaskState
+from cameleer.telemetry import Telemetry
+from cameleer.usage import (
+    Counters,
+    CpuUsage,
+    IoUsage,
+    MemoryUsage,
+    NetworkUsage,
+    PressureUsage,
+    ProcessUsage,
+    RunUsage,
+    TaskResourceUsage,
+)
+
+__all__ = [
+    "UNLIMITED",
+    "BlockingDriver",
+    "BlockingTask",
+    "Capabilities",
+    "CommandNotExecutable",
+    "CommandNotFound",
+    "ConfigError",
+    "Counters",
+    "CpuUsage",
+    "DeadlineExceeded",
+    "Device",
+    "Driver",
+    "DriverError",
+    "ExecSession",
+    "Exit",
+    "ExitResult",
+    "ExitedRequest",
+    "FinalStatus",
+    "Fingerprint",
+    "Host",
+    "IoUsage",
+    "MemoryUsage",
+    "Mount",
+    "NetworkOverride",
+    "NetworkSpec",
+    "NetworkUsage",
+    "NodeInfo",
+    "NotSupported",
+    "PluginError",
+    "PluginShutdown",
+    "PoststartRequest",
+    "PressureUsage",
+    "ProcessUsage",
+    "RecoverableError",
+    "Resources",
+    "RunUsage",
+    "RunningTask",
+    "StartError",
+    "StartRecoverable",
+    "StatsNotImplemented",
+    "Stdio",
+    "Task",
+    "TaskConfig",
+    "TaskEvent",
+    "TaskFailed",
+    "TaskHandle",
+    "TaskInfo",
+    "TaskNotFound",
+    "TaskResourceUsage",
+    "TaskState",
+    "Telemetry",
+    "Tick",
+    "UnrecoverableError",
+    "derive",
+    "hookimpl",
+    "ticks",
+]
