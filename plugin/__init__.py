@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):  # importlib and inspect ask for __path__ and the like
+    if name.startswith("_") or name == "public":  # importlib asks for them before it imports
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cameleer import public
 

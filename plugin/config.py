@@ -6,8 +6,9 @@ The driver's own part, ``driver_config``, is checked by the host against the dri
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Final, Literal, TypeVar
 
 from cameleer.errors import ConfigError
@@ -17,6 +18,7 @@ UNLIMITED: Final = -1
 
 _ID_LENGTH: Final = 512
 _SIGNALS: Final = range(1, 65)
+_INFINITY: Final = float("inf")
 
 T = TypeVar("T")
 
@@ -37,12 +39,13 @@ class Stdio:
     descriptor: int | None = None
 
     def __post_init__(self) -> None:
+        _choice(self, "kind", "discard", "inherit", "file", "fifo", "fd")
+        _text(self, "path")
         if (self.kind in ("file", "fifo")) != (self.path is not None):
             raise ConfigError(f"Stdio of kind {self.kind!r} with path {self.path!r}: a path belongs to file and fifo")
         if (self.kind == "fd") != (self.descriptor is not None):
             raise ConfigError(f"Stdio of kind {self.kind!r} with descriptor {self.descriptor!r}: it belongs to fd")
-        if self.descriptor is not None and self.descriptor < 0:
-            raise ConfigError(f"Stdio descriptor is {self.descriptor}: it must not be negative")
+        _check(self, "descriptor", lambda value: value >= 0, "must be an open descriptor's number")
 
     @classmethod
     def discard(cls) -> Stdio:
@@ -79,6 +82,11 @@ class Mount:
     read_only: bool = False
     propagation: Literal["", "private", "host-to-task", "bidirectional"] = ""
 
+    def __post_init__(self) -> None:
+        _text(self, "source")
+        _text(self, "target")
+        _choice(self, "propagation", "", "private", "host-to-task", "bidirectional")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -89,7 +97,9 @@ class Device:
     permissions: str = "rwm"
 
     def __post_init__(self) -> None:
-        if not self.permissions or set(self.permissions) - set("rwm"):
+        _text(self, "source")
+        _text(self, "target")
+        if not isinstance(self.permissions, str) or not self.permissions or set(self.permissions) - set("rwm"):
             raise ConfigError(f"Device.permissions is {self.permissions!r}: use letters of 'rwm'")
 
 
@@ -105,9 +115,8 @@ class Port:
 
     def __post_init__(self) -> None:
         for name in ("host_port", "container_port"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 65535:
-                raise ConfigError(f"Port.{name} is {value}: a port is 0 to 65535")
+            _check(self, name, lambda value: 0 <= value <= 65535, "must be a port, 0 to 65535")
+        _choice(self, "protocol", "tcp", "udp", "sctp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +135,10 @@ class NetworkIsolation:
     mode: Literal["host", "group", "task", "none"] = "host"
     path: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _choice(self, "mode", "host", "group", "task", "none")
+        _text(self, "path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +167,11 @@ class Resources:
     oom_score_adj: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cpu_mhz", "cpu_quota_cores", "memory_bytes", "pids"):
-            _check(self, name, lambda value: value > 0, "must be above 0, or None for no limit")
+        for name in ("cpu_mhz", "memory_bytes", "pids"):
+            _check(self, name, lambda value: value > 0, "must be a whole number above 0, or None for no limit")
+        _check(self, "cpu_quota_cores", lambda value: value > 0, "must be above 0, or None for no limit", float)
+        if self.cpuset_cpus is not None and not _is_cpu_list(self.cpuset_cpus):
+            raise ConfigError(f"Resources.cpuset_cpus is {self.cpuset_cpus!r}: list CPUs as in '0-1,4'")
         _check(self, "memory_max_bytes", lambda value: value > 0 or value == UNLIMITED, "must be above 0 or UNLIMITED")
         _check(self, "swap_bytes", lambda value: value >= 0, "must not be negative")
         _check(self, "io_weight", lambda value: 10 <= value <= 1000, "must be 10 to 1000")
@@ -174,12 +190,37 @@ class Resources:
         return None if self.memory_max_bytes == UNLIMITED else self.memory_max_bytes
 
 
-def _check(owner: object, name: str, good: Any, rule: str) -> None:
+def _is_cpu_list(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
+    ends = [part.split("-") for part in text.split(",")]
+    return all(
+        len(pair) <= 2 and all(each.isascii() and each.isdigit() for each in pair) and int(pair[0]) <= int(pair[-1])
+        for pair in ends
+    )
+
+
+def _check(owner: object, name: str, good: Callable[[Any], bool], rule: str, kind: type[int | float] = int) -> None:
+    """Check a number; None is "not asked". A whole number will do where a ``float`` is meant, a truth value never."""
     value = getattr(owner, name)
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not good(value):
+    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not number or not -_INFINITY < value < _INFINITY or not good(value):
         raise ConfigError(f"{type(owner).__name__}.{name} is {value!r}: it {rule}")
+
+
+def _choice(owner: object, name: str, *choices: str) -> None:
+    value = getattr(owner, name)
+    if value not in choices:
+        use = ", ".join(repr(choice) for choice in choices)
+        raise ConfigError(f"{type(owner).__name__}.{name} is {value!r}: use one of {use}")
+
+
+def _text(owner: object, name: str) -> None:
+    value = getattr(owner, name)
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+        raise ConfigError(f"{type(owner).__name__}.{name} is {value!r}: it must be text without NUL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,47 +301,76 @@ class TaskConfig:
     driver_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         self._fill_in()
         self._check_identity()
         self._check_words()
-        if self.terminal not in ("none", "inherit", "pty"):
-            raise ConfigError(f"TaskConfig.terminal is {self.terminal!r}: use 'none', 'inherit' or 'pty'")
-        _check(self, "timeout_s", lambda value: value > 0, "must be above 0 seconds, or None for no timeout")
-        _check(self, "kill_timeout_s", lambda value: value >= 0, "must be 0 seconds or more")
+        _choice(self, "terminal", "none", "inherit", "pty")
+        _check(self, "timeout_s", lambda value: value > 0, "must be above 0 seconds, or None for no timeout", float)
+        _check(self, "kill_timeout_s", lambda value: value >= 0, "must be 0 seconds or more", float)
         _check(self, "kill_signal", lambda value: value in _SIGNALS, "must be a signal number, 1 to 64")
 
+    def _check_kinds(self) -> None:
+        for names, kind, rule in (
+            (("meta", "env", "device_env", "driver_config"), Mapping, "a map"),
+            (("stdin", "stdout", "stderr"), Stdio, "a Stdio"),
+            (("resources",), Resources, "a Resources"),
+            (("dns",), (Dns, NoneType), "a Dns"),
+            (("network_isolation",), (NetworkIsolation, NoneType), "a NetworkIsolation"),
+            (("leave_rest",), bool, "true or false"),
+            (("kill_timeout_s",), (int, float), "0 seconds or more"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kind):
+                    shown = type(value).__name__ if name in ("env", "device_env", "driver_config") else repr(value)
+                    raise ConfigError(f"TaskConfig.{name} is {shown}: it must be {rule}")
+
     def _fill_in(self) -> None:
-        for name in ("args", "mounts", "devices", "ports"):
+        for name, kind in (("args", str), ("mounts", Mount), ("devices", Device), ("ports", Port)):
             value = getattr(self, name)
-            if isinstance(value, (str, bytes)):
+            if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
                 raise ConfigError(f"TaskConfig.{name} is {value!r}: it must be a list")
-            object.__setattr__(self, name, tuple(value))
+            items = tuple(value)
+            for position, each in enumerate(items):
+                if not isinstance(each, kind):
+                    raise ConfigError(f"TaskConfig.{name}[{position}] is {each!r}: it must be a {kind.__name__}")
+            object.__setattr__(self, name, items)
+        for name in ("meta", "env", "device_env", "driver_config"):
+            object.__setattr__(self, name, dict(getattr(self, name)))  # the caller's own may change later
         if not self.id:
             object.__setattr__(self, "id", os.urandom(8).hex())
-        if not self.name:
-            object.__setattr__(self, "name", os.path.basename(self.command) or "task")
+        if not self.name and isinstance(self.command, str):
+            name = "".join(each if each.isprintable() else "?" for each in os.path.basename(self.command))
+            object.__setattr__(self, "name", name[:_ID_LENGTH] or "task")
 
     def _check_identity(self) -> None:
-        for name in ("id", "name", "job_id", "job_name", "group", "namespace", "alloc_id"):
+        for name in (
+            "id", "name", "job_id", "job_name", "group", "namespace", "alloc_id", "node_id", "node_name"
+        ):  # fmt: skip
             value = getattr(self, name)
-            if not isinstance(value, str) or len(value) > _ID_LENGTH or not (value.isprintable() or value == ""):
+            if not isinstance(value, str) or len(value) > _ID_LENGTH or not value.isprintable():
                 raise ConfigError(
                     f"TaskConfig.{name} is {value!r}: it must be printable text of at most {_ID_LENGTH} characters"
                 )
 
     def _check_words(self) -> None:
         for name in ("command", "cwd", "user", "image", "cgroup_path", "alloc_dir", "task_dir"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or "\0" in value):
-                raise ConfigError(f"TaskConfig.{name} is {value!r}: it must be text without NUL")
+            _text(self, name)
         for position, arg in enumerate(self.args):
-            if not isinstance(arg, str) or "\0" in arg:
+            if "\0" in arg:
                 raise ConfigError(f"TaskConfig.args[{position}] is {arg!r}: it must be text without NUL")
-        for key, value in self.env.items():
-            if not isinstance(key, str) or not key or "=" in key or "\0" in key:
-                raise ConfigError(f"TaskConfig.env has the name {key!r}: it must be text without '=' and NUL")
-            if not isinstance(value, str) or "\0" in value:  # the value may be a secret: not shown
-                raise ConfigError(f"TaskConfig.env[{key!r}] is not text without NUL (value not shown)")
+        for field_name in ("env", "device_env"):
+            for key, value in getattr(self, field_name).items():
+                if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+                    raise ConfigError(
+                        f"TaskConfig.{field_name} has the name {key!r}: it must be text without '=' and NUL"
+                    )
+                if not isinstance(value, str) or "\0" in value:  # the value may be a secret: not shown
+                    raise ConfigError(f"TaskConfig.{field_name}[{key!r}] is not text without NUL (value not shown)")
+        for key, value in self.meta.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise ConfigError(f"TaskConfig.meta[{key!r}] is {value!r}: names and values must be text")
 
     def settings(self, schema: type[T]) -> T:
         """``driver_config`` as the driver's own type.

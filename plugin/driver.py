@@ -8,13 +8,13 @@ without asyncio derive from the plain-function forms in :mod:`cameleer.blocking`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
-from cameleer.errors import NotSupported, StatsNotImplemented
+from cameleer.errors import DriverError, NotSupported, StatsNotImplemented
 
 if TYPE_CHECKING:
     from tenacity.wait import wait_base
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SIGINT = 2
 SIGKILL = 9
+_END_IS_SEEN_S = 1.0  # after a signal failed because the task had ended
 
 
 class NoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,6 +109,20 @@ class NetworkOverride:
     port_map: Mapping[str, int] = field(default_factory=dict)
     address: str = ""
     auto_advertise: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """Something of a task that nobody looks after any more: its supervisor is gone and no handle claims it.
+
+    :ivar task_id: the task that it belonged to.
+    :ivar ref: what the driver finds it by, opaque to others.
+    :ivar description: what it is, for people: ``process 4711 (sleep) of task 8a1e``.
+    """
+
+    task_id: str
+    ref: str
+    description: str
 
 
 class Tick:
@@ -204,19 +219,29 @@ class RunningTask(ABC):
         raise StatsNotImplemented(f"{type(self).__name__} offers no statistics")
 
     async def stop(self, timeout_s: float, signum: int) -> None:
-        """End the task: a signal, ``timeout_s`` seconds of grace, SIGKILL; returns when it has ended."""
+        """End the task: a signal, ``timeout_s`` seconds of grace, SIGKILL; returns when it has ended.
+
+        A signal that fails because the task ended in that moment is no error.
+        """
         import asyncio
 
-        if timeout_s > 0:
-            await self.signal(signum)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self.wait()
+        waiter = asyncio.ensure_future(self.wait())
+        try:
+            for number, grace_s in ((signum, timeout_s), (SIGKILL, None)):
+                if grace_s == 0:
+                    continue
+                try:
+                    await self.signal(number)
+                except DriverError:
+                    await asyncio.wait([waiter], timeout=_END_IS_SEEN_S)
+                    if not waiter.done():
+                        raise
+                await asyncio.wait([waiter], timeout=grace_s)
+                if waiter.done():
+                    waiter.result()
                     return
-            except TimeoutError:
-                pass
-        await self.signal(SIGKILL)
-        await self.wait()
+        finally:
+            waiter.cancel()
 
     async def destroy(self, force: bool = False) -> None:
         """Free all that the task holds; with ``force`` also while it runs. Twice without error."""
@@ -311,6 +336,16 @@ class Driver(DriverBase):
         nothing: tuple[TaskEvent, ...] = ()
         for event in nothing:
             yield event
+
+    async def leftovers(self, claimed: Collection[str]) -> Sequence[Leftover]:
+        """Find what tasks of this node and ``host_id`` left behind.
+
+        :param claimed: ids of tasks that a handle claims; nothing of theirs is left over.
+        """
+        return ()
+
+    async def remove_leftover(self, leftover: Leftover) -> None:
+        """Remove one of them; twice without error."""
 
     async def create_network(self, alloc_id: str, hostname: str) -> tuple[NetworkSpec, bool]:
         """Make the network of an allocation; the second value says whether it was made now."""

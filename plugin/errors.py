@@ -7,6 +7,11 @@ trying again may help, ``UnrecoverableError`` that it cannot. A foreign exceptio
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cameleer.status import ExitResult
+
 
 class DriverError(Exception):
     """Base of every error that cameleer or a driver raises on purpose."""
@@ -67,6 +72,9 @@ class PluginError(UnrecoverableError):
 class TaskFailed(Exception):
     """Raised by ``ExitResult.check()`` for every status but success; ``result`` says what happened."""
 
-    def __init__(self, result: object) -> None:
-        super().__init__(getattr(result, "error", None) or "the task failed")
+    def __init__(self, result: ExitResult) -> None:
+        super().__init__(result)
         self.result = result
+
+    def __str__(self) -> str:
+        return self.result.error or "the task failed"

@@ -2,12 +2,13 @@
 
 from cameleer.beat import ticks
 from cameleer.blocking import BlockingDriver, BlockingTask
-from cameleer.config import UNLIMITED, Device, Mount, Resources, Stdio, TaskConfig
+from cameleer.config import UNLIMITED, Device, Dns, Mount, NetworkIsolation, Port, Resources, Stdio, TaskConfig
 from cameleer.driver import (
     Capabilities,
     Driver,
     ExecSession,
     Fingerprint,
+    Leftover,
     NetworkOverride,
     NetworkSpec,
     RunningTask,
@@ -45,6 +46,7 @@ from cameleer.usage import (
     MemoryUsage,
     NetworkUsage,
     PressureUsage,
+    ProcessRow,
     ProcessUsage,
     RunUsage,
     TaskResourceUsage,
@@ -62,6 +64,7 @@ __all__ = [
     "CpuUsage",
     "DeadlineExceeded",
     "Device",
+    "Dns",
     "Driver",
     "DriverError",
     "ExecSession",
@@ -72,8 +75,10 @@ __all__ = [
     "Fingerprint",
     "Host",
     "IoUsage",
+    "Leftover",
     "MemoryUsage",
     "Mount",
+    "NetworkIsolation",
     "NetworkOverride",
     "NetworkSpec",
     "NetworkUsage",
@@ -81,8 +86,10 @@ __all__ = [
     "NotSupported",
     "PluginError",
     "PluginShutdown",
+    "Port",
     "PoststartRequest",
     "PressureUsage",
+    "ProcessRow",
     "ProcessUsage",
     "RecoverableError",
     "Resources",

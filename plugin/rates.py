@@ -38,11 +38,32 @@ def derive(
     cpu = current.cpu
     window_ns: int | None = None
     if previous is not None and cpu is not NO_CPU:
-        window_ns = current.at_ns - previous.at_ns
-        if window_ns > 0 and not _went_back(previous.cpu.total_ns, cpu.total_ns):
-            cpu = _with_rates(previous.cpu, cpu, window_ns, limits, node)
-        else:
-            window_ns = None
+        old = previous.cpu
+        elapsed_ns = current.at_ns - previous.at_ns
+        total_ns, old_total_ns = cpu.total_ns, old.total_ns
+        if elapsed_ns > 0 and (total_ns is None or old_total_ns is None or total_ns >= old_total_ns):
+            window_ns = elapsed_ns
+            percent = ticks_mhz = limit_percent = None
+            if total_ns is not None and old_total_ns is not None:
+                percent = (total_ns - old_total_ns) * 100.0 / elapsed_ns
+                mhz = node.mhz_per_percent
+                if mhz is not None:
+                    ticks_mhz = percent * mhz
+                if limits.cpu_quota_cores is not None:
+                    limit_percent = percent / limits.cpu_quota_cores
+            cpu = CpuUsage(
+                total_ns=total_ns,
+                user_ns=cpu.user_ns,
+                system_ns=cpu.system_ns,
+                percent=percent,
+                user_percent=rate_percent(old.user_ns, cpu.user_ns, elapsed_ns),
+                system_percent=rate_percent(old.system_ns, cpu.system_ns, elapsed_ns),
+                ticks_mhz=ticks_mhz,
+                limit_percent=limit_percent,
+                periods=cpu.periods,
+                throttled_periods=cpu.throttled_periods,
+                throttled_ns=cpu.throttled_ns,
+            )
     return TaskResourceUsage(
         at_ns=current.at_ns,
         taken_at_ns=current.taken_at_ns,
@@ -58,33 +79,6 @@ def derive(
         processes=current.processes,
         pressure=current.pressure,
         per_process=current.per_process,
-    )
-
-
-def _went_back(old: int | None, new: int | None) -> bool:
-    return old is not None and new is not None and new < old
-
-
-def _with_rates(old: CpuUsage, new: CpuUsage, window_ns: int, limits: Resources, node: NodeInfo) -> CpuUsage:
-    percent = rate_percent(old.total_ns, new.total_ns, window_ns)
-    ticks_mhz = limit_percent = None
-    if percent is not None:
-        if node.mhz_per_percent is not None:
-            ticks_mhz = percent * node.mhz_per_percent
-        if limits.cpu_quota_cores is not None:
-            limit_percent = percent / limits.cpu_quota_cores
-    return CpuUsage(
-        total_ns=new.total_ns,
-        user_ns=new.user_ns,
-        system_ns=new.system_ns,
-        percent=percent,
-        user_percent=rate_percent(old.user_ns, new.user_ns, window_ns),
-        system_percent=rate_percent(old.system_ns, new.system_ns, window_ns),
-        ticks_mhz=ticks_mhz,
-        limit_percent=limit_percent,
-        periods=new.periods,
-        throttled_periods=new.throttled_periods,
-        throttled_ns=new.throttled_ns,
     )
 
 

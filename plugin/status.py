@@ -36,8 +36,8 @@ class Cause(StrEnum):
 class Exit:
     """What a driver knows of a task's end.
 
-    :ivar exit_code: 128+N for one killed by signal N; None: nobody knows.
-    :ivar signal: number of the signal that killed it; None also where an engine gives only a code.
+    :ivar exit_code: 128+N for one killed by signal N, filled in if it is left out; None: nobody knows.
+    :ivar signal: number of the signal that killed it; None also where an engine gives only a code. 0 counts as None.
     :ivar oom_killed: killed for lack of memory; None: nobody knows.
     :ivar error: what the driver or engine says went wrong.
     :ivar counters: the kernel's own totals for the whole run.
@@ -52,6 +52,12 @@ class Exit:
     counters: Counters | None = None
     ended_at_ns: int | None = None
     left_running: tuple[ProcessRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.signal == 0:
+            object.__setattr__(self, "signal", None)
+        if self.signal is not None and self.exit_code is None:
+            object.__setattr__(self, "exit_code", 128 + self.signal)
 
 
 @dataclass(frozen=True, kw_only=True)

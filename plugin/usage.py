@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -20,8 +19,6 @@ processes; the sum of their resident sets, an upper bound where pages are shared
 process ever had, as the kernel reports it at the end."""
 
 MissingReason = Literal["unsupported", "disabled", "not permitted", "failed"]
-
-NOTHING_MISSING: Mapping[str, MissingReason] = MappingProxyType({})
 
 
 class CpuUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -56,7 +53,10 @@ class CpuUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a task holds in memory, in bytes, and its page faults.
 
-    :ivar rss_bytes: anonymous memory of a cgroup, or by ``measure`` what the processes have resident.
+    :ivar rss_bytes: anonymous memory of a cgroup; of a process tree the resident sets added up, an upper bound where
+        several processes share pages.
+    :ivar pss_bytes: resident memory with each shared page divided by the number of processes that map it. Dear to
+        read: as old as ``memory_at_ns`` where it is the task's ``measure``, else as ``extended_at_ns``.
     :ivar cache_bytes: page cache charged to the task.
     :ivar swap_bytes: swap alone, without memory.
     :ivar mapped_file_bytes: mapped files, part of the cache.
@@ -77,6 +77,7 @@ class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     rss_bytes: int | None = None
+    pss_bytes: int | None = None
     cache_bytes: int | None = None
     swap_bytes: int | None = None
     mapped_file_bytes: int | None = None
@@ -97,8 +98,10 @@ class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def in_use_bytes(self) -> int | None:
-        """Memory in use by this task's ``measure``: the working set of a cgroup, else the resident size."""
-        return self.working_set_bytes if self.measure == "cgroup" else self.rss_bytes
+        """Memory in use, bytes, by this task's ``measure``: the working set of a cgroup, PSS, or the sum of RSS."""
+        if self.measure == "cgroup":
+            return self.working_set_bytes
+        return self.pss_bytes if self.measure == "pss" else self.rss_bytes
 
 
 class IoUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -166,15 +169,21 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One process of a task, on request.
 
     :ivar pid: process id as the host sees it.
-    :ivar name: the kernel's short name for it (``comm``), at most 15 bytes.
+    :ivar name: the kernel's short name for it (``comm``), at most 15 bytes; bytes that are not UTF-8 as ``\\xNN``.
+    :ivar ppid: its parent now.
+    :ivar state: the kernel's letter: R, S, D, T, t, Z, X, I.
+    :ivar start_ticks: its start, clock ticks after boot; with the pid and the boot it names a process for good.
     :ivar user_ns: CPU time in user mode, nanoseconds, without its children; counter.
     :ivar system_ns: CPU time in the kernel, nanoseconds, without its children; counter.
-    :ivar rss_bytes: resident set.
+    :ivar rss_bytes: resident set, shared pages in full.
     :ivar threads: threads now.
     """
 
     pid: int
     name: str
+    ppid: int | None = None
+    state: str | None = None
+    start_ticks: int | None = None
     user_ns: int | None = None
     system_ns: int | None = None
     rss_bytes: int | None = None
@@ -207,7 +216,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     taken_at_ns: int
     memory_at_ns: int | None = None
     extended_at_ns: int | None = None
-    missing: Mapping[str, MissingReason] = NOTHING_MISSING
+    missing: Mapping[str, MissingReason] = {}
     cpu: CpuUsage = NO_CPU
     memory: MemoryUsage = NO_MEMORY
     io: IoUsage = NO_IO
@@ -236,7 +245,7 @@ class TaskResourceUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     extended_at_ns: int | None = None
     window_ns: int | None = None
     measured: frozenset[str] = frozenset()
-    missing: Mapping[str, MissingReason] = NOTHING_MISSING
+    missing: Mapping[str, MissingReason] = {}
     cpu: CpuUsage = NO_CPU
     memory: MemoryUsage = NO_MEMORY
     io: IoUsage = NO_IO
@@ -255,7 +264,8 @@ class RunUsage:
     :ivar cpu_user_ns: of it in user mode.
     :ivar cpu_system_ns: of it in the kernel.
     :ivar cpu_percent_average: ``cpu_total_ns / wall_ns × 100``, percent of one core.
-    :ivar cpu_percent_peak: the highest percent over a window of at least 0.5 s; None where none was that long.
+    :ivar cpu_percent_peak: the highest percent over a window of at least 0.5 s, never below the average; None where
+        no window was that long.
     :ivar memory_peak_bytes: the largest memory in use that is known, bytes.
     :ivar memory_measure: what that figure is, see :data:`MemoryMeasure`.
     :ivar minor_faults: page faults served without IO.
