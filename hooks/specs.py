@@ -83,6 +83,7 @@ def update_stats(readings: Sequence[tuple[TaskInfo, TaskResourceUsage]]) -> Awai
 @hookspec
 def http_routes(host: Host) -> Iterable[Any]:
     """Called once when an HTTP front door is built: routes that this plugin adds to it."""
+    return ()
 
 
 @hookspec
@@ -92,3 +93,4 @@ def cli_commands() -> Iterable[Any]:
     Each is a ``(name, help, configure, run)``: ``configure(parser)`` adds its options to an ``argparse`` parser and
     ``run(options) -> int`` does the work and returns the exit status.
     """
+    return ()
