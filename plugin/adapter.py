@@ -160,6 +160,7 @@ class AdaptedTask(RunningTask):
         super().__init__(inner.config, inner.driver_state)
         self.inner = inner
         self.network = inner.network
+        self.started_at_ns = inner.started_at_ns
         self.default_kill_signal = inner.default_kill_signal  # type: ignore[misc]
         self._driver = driver
         self._end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()

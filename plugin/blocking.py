@@ -24,9 +24,11 @@ class BlockingTask(ABC):
 
     :ivar config: what was asked for.
     :ivar driver_state: what ``recover`` needs to find the task again.
+    :ivar started_at_ns: Unix time, nanoseconds, where the driver knows better than "when ``start`` returned".
     """
 
     network: NetworkOverride | None = None
+    started_at_ns: int | None = None
     default_kill_signal: ClassVar[int] = SIGINT
 
     def __init__(self, config: TaskConfig, driver_state: bytes = b"") -> None:

@@ -189,9 +189,11 @@ class RunningTask(ABC):
     :ivar config: what was asked for.
     :ivar driver_state: what ``recover`` needs to find the task again; kept in its handle.
     :ivar network: set by a driver whose task is reached otherwise than its ports say.
+    :ivar started_at_ns: Unix time, nanoseconds, where the driver knows better than "when ``start`` returned".
     """
 
     network: NetworkOverride | None = None
+    started_at_ns: int | None = None
     default_kill_signal: ClassVar[int] = SIGINT
 
     def __init__(self, config: TaskConfig, driver_state: bytes = b"") -> None:

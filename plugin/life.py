@@ -104,7 +104,7 @@ class Life:
         except BaseException:
             self.forget()
             raise
-        self._begin(running, time.time_ns())
+        self._begin(running, running.started_at_ns or time.time_ns())
         try:
             await self._poststart()
         except BaseException:  # a cancellation: the caller will never see the task
@@ -113,7 +113,7 @@ class Life:
 
     async def attach(self, running: RunningTask) -> None:
         """Measure what somebody else runs."""
-        self._begin(running, None)
+        self._begin(running, running.started_at_ns)
         await self._poststart()
 
     async def _undo(self) -> None:

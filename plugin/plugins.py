@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cameleer.driver import Driver, DriverBase
 from cameleer.errors import PluginError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
 
     from cameleer.settings import Settings
+
+    AnyEntry: TypeAlias = "EntryPoint | OwnEntry"
 
 DRIVERS = "cameleer.drivers"
 HOOKS = "cameleer.hooks"
@@ -61,7 +63,7 @@ class FoundDriver:
     """A driver that can be opened; ``entry`` None: handed over as a class."""
 
     name: str
-    entry: EntryPoint | None = None
+    entry: AnyEntry | None = None
     cls: type[DriverBase] | None = None
 
     @property
@@ -70,11 +72,50 @@ class FoundDriver:
         return _origin(self.entry) if self.entry is not None else ("", "")
 
 
-def _origin(entry: EntryPoint) -> tuple[str, str]:
+class OwnEntry:
+    """One of our own entry points. ``importlib.metadata`` costs more to import than a short task takes to run."""
+
+    dist = None
+
+    def __init__(self, name: str, value: str) -> None:
+        self.name = name
+        self.value = value
+
+    def load(self) -> Any:
+        """Import it."""
+        import importlib
+
+        module, _, attribute = self.value.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+def _own_entry_points(group: str) -> dict[str, str]:
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:  # a zip file, or nothing
+            continue
+        for name in names:
+            if name.startswith(f"{OURSELVES}-") and name.endswith(".dist-info"):
+                try:
+                    with open(os.path.join(folder, name, "entry_points.txt"), encoding="utf-8") as file:
+                        return _section(file.read(), group)
+                except OSError:
+                    continue
+    return {}
+
+
+def _section(text: str, group: str) -> dict[str, str]:
+    lines = text.partition(f"[{group}]\n")[2].partition("[")[0].splitlines()
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _origin(entry: AnyEntry) -> tuple[str, str]:
     return (entry.dist.name, entry.dist.version) if entry.dist is not None else ("", "")
 
 
-def builtin(entry: EntryPoint) -> bool:
+def builtin(entry: AnyEntry) -> bool:
     """Whether this is a part of cameleer itself."""
     return entry.value.startswith("cameleer.") and _origin(entry)[0] in (OURSELVES, "")
 
@@ -92,6 +133,7 @@ class Plugins:
         self._drivers: dict[str, FoundDriver] = {}
         self._hook_objects: list[object] = []
         self._looked_up = False
+        self._imported: dict[str, type[DriverBase]] = {}
         self._disabled, self._only_builtin = _from_environment(settings)
         for each in objects:
             if isinstance(each, type) and issubclass(each, DriverBase):
@@ -99,7 +141,7 @@ class Plugins:
             else:
                 self._hook_objects.append(each)
 
-    def refuse(self, name: str, group: str, reason: str, entry: EntryPoint | None = None) -> RefusedPlugin:
+    def refuse(self, name: str, group: str, reason: str, entry: AnyEntry | None = None) -> RefusedPlugin:
         """Remember and log that a plugin is not loaded."""
         distribution, version = _origin(entry) if entry is not None else ("", "")
         refused = RefusedPlugin(name=name, group=group, reason=reason, distribution=distribution, version=version)
@@ -133,7 +175,9 @@ class Plugins:
 
         :raises PluginError: there is none of this name, or it was refused; the message says which and why.
         """
-        found = self._drivers.get(name) or self.drivers().get(name)
+        if name in self._imported:
+            return self._imported[name]
+        found = self._drivers.get(name) or self._own_driver(name) or self.drivers().get(name)
         if found is None:
             for refused in self.refused:
                 if refused.group == DRIVERS and refused.name == name:
@@ -152,10 +196,17 @@ class Plugins:
         if cls is None and reason.startswith("install "):
             raise MissingExtra(reason)
         if cls is None:
-            del self._drivers[name]
+            self._drivers.pop(name, None)
             raise PluginError(str(self.refuse(name, DRIVERS, reason, found.entry)))
-        self._drivers[name] = FoundDriver(name=name, entry=found.entry, cls=cls)
+        self._imported[name] = cls
         return cls
+
+    def _own_driver(self, name: str) -> FoundDriver | None:
+        """A built-in driver, found without looking at any other distribution's entry points."""
+        if self._looked_up or name in self._disabled:
+            return None
+        value = _own_entry_points(DRIVERS).get(name)
+        return FoundDriver(name=name, entry=OwnEntry(name, value)) if value is not None else None
 
     def load_hooks(self, host: object) -> PluginManager:
         """Load the hook plugins; those that are classes are constructed as ``Plugin(host)``."""
@@ -181,7 +232,7 @@ class Plugins:
         return manager
 
     def _register(
-        self, manager: PluginManager, plugin: object, name: str, host: object, entry: EntryPoint | None
+        self, manager: PluginManager, plugin: object, name: str, host: object, entry: AnyEntry | None
     ) -> None:
         if manager.has_plugin(name):
             self.refuse(name, HOOKS, f"the name {name!r} is taken by another plugin", entry)
@@ -219,7 +270,7 @@ def _from_environment(settings: Settings) -> tuple[frozenset[str], bool]:
     return names | (settings.disabled or frozenset()), only_builtin
 
 
-def _import_driver(entry: EntryPoint) -> tuple[type[DriverBase] | None, str]:
+def _import_driver(entry: AnyEntry) -> tuple[type[DriverBase] | None, str]:
     try:
         cls = entry.load()
     except ImportError as exc:
