@@ -169,7 +169,8 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One process of a task, on request.
 
     :ivar pid: process id as the host sees it.
-    :ivar name: the kernel's short name for it (``comm``), at most 15 bytes; bytes that are not UTF-8 as ``\\xNN``.
+    :ivar name: the kernel's short name for it (``comm``), at most 15 bytes; control characters and bytes that are
+        not UTF-8 as ``\\xNN``.
     :ivar ppid: its parent now.
     :ivar state: the kernel's letter: R, S, D, T, t, Z, X, I.
     :ivar start_ticks: its start, clock ticks after boot; with the pid and the boot it names a process for good.
