@@ -20,6 +20,7 @@ from cameleer.errors import (
     PluginShutdown,
     RecoverableError,
     StatsNotImplemented,
+    TaskNotFound,
     UnrecoverableError,
 )
 from cameleer.log import Repeated, fields, log
@@ -220,6 +221,7 @@ class Collector:
         self._wished: set[Life] = set()
         self._batches: set[Batch] = set()
         self._arrived: list[Pair] = []
+        self._flush_due = False
         self._streams: set[Measurement] = set()
         self._stale_timer: asyncio.TimerHandle | None = None
         self._samples: dict[tuple[Life, float, bool], asyncio.Task[TaskResourceUsage]] = {}
@@ -582,6 +584,8 @@ class Collector:
         if not isinstance(error, Exception):
             error = RecoverableError(f"the driver {member.life.driver.name} raised {error!r} in read")
         self._unschedule(member)
+        if isinstance(error, TaskNotFound):  # it is just ending: its last reading comes with its end
+            return
         if not is_recoverable(error):
             self._give_up(member, error)
             return
@@ -624,6 +628,9 @@ class Collector:
             counters = await retry(
                 attempt, failure=error, wait=member.life.driver.cls.retry, failed=lambda each: self._note(member, each)
             )
+        except TaskNotFound:
+            member.work = None
+            return
         except UnrecoverableError as final:
             self._give_up(member, final)
             return
@@ -703,19 +710,24 @@ class Collector:
     def _arrive(self, member: Measurement, counters: Counters) -> None:
         if type(counters) is not Counters:
             raise RecoverableError(f"the driver {member.life.driver.name} yielded {counters!r} in place of Counters")
-        if not self._arrived:
+        began = time.thread_time_ns()
+        if not self._flush_due:
+            self._flush_due = True
             self._loop.call_soon(self._flush)
         self._deliver(member, counters, self._arrived)
         self._tally.readings += 1
+        self._tally.cpu_ns += time.thread_time_ns() - began
         member.heard_at = self._loop.time()
         if member.stale or member.failing.active:
             member.stale = False
             self._recovered(member)
 
     def _flush(self) -> None:
+        """What the streams that were woken together have yielded is one batch."""
+        self._flush_due = False
+        self._tally.sweeps += 1
         if self._arrived:
             batch, self._arrived = self._arrived, []
-            self._tally.sweeps += 1
             self._publish(batch)
 
     def _look_for_stale(self) -> None:
