@@ -12,7 +12,9 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from cameleer.driver import RunningTask, Tick
 from cameleer.errors import (
@@ -28,7 +30,7 @@ from cameleer.rates import derive, measured_fields
 from cameleer.retrying import is_recoverable, retry
 from cameleer.scheduler import Scheduler, Slice
 from cameleer.threads import post
-from cameleer.usage import NO_CPU, NO_IO, NO_MEMORY, NO_NETWORK, NO_PRESSURE, NO_PROCESSES, Counters, TaskResourceUsage
+from cameleer.usage import Counters, TaskResourceUsage
 
 if TYPE_CHECKING:
     from cameleer.calls import Calls
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from cameleer.telemetry import Telemetry
 
     Pair = tuple[TaskInfo, TaskResourceUsage]
+
+G = TypeVar("G", bound=msgspec.Struct)
 
 HOLD_THE_LOOP_NS = 10_000_000
 """Longest stretch of reading in the event loop, nanoseconds; then others have their turn."""
@@ -839,23 +843,32 @@ def _streams(running: RunningTask) -> bool:
 
 
 def completed(last: Counters, previous: Counters | None) -> Counters:
-    """The totals of an end, with the groups that they lack as they were read before, under their own age."""
+    """The totals of an end; what they do not say is as it was read before, under its own age."""
     if previous is None:
         return last
     memory, memory_at_ns = last.memory, last.memory_at_ns
-    if memory is NO_MEMORY or memory.measure != previous.memory.measure:
+    if memory.measure != previous.memory.measure:
         memory, memory_at_ns = previous.memory, previous.memory_at_ns or previous.at_ns
-    lacking = last.io is NO_IO and last.processes is NO_PROCESSES and last.network is NO_NETWORK
     return Counters(
         at_ns=last.at_ns,
         taken_at_ns=last.taken_at_ns,
         memory_at_ns=memory_at_ns,
-        extended_at_ns=(previous.extended_at_ns or previous.at_ns) if lacking else last.extended_at_ns,
+        extended_at_ns=previous.extended_at_ns or previous.at_ns,
         missing=last.missing or previous.missing,
-        cpu=last.cpu if last.cpu is not NO_CPU else previous.cpu,
+        cpu=_filled(last.cpu, previous.cpu),
         memory=memory,
-        io=last.io if last.io is not NO_IO else previous.io,
-        network=last.network if last.network is not NO_NETWORK else previous.network,
-        processes=last.processes if last.processes is not NO_PROCESSES else previous.processes,
-        pressure=last.pressure if last.pressure is not NO_PRESSURE else previous.pressure,
+        io=_filled(last.io, previous.io),
+        network=_filled(last.network, previous.network),
+        processes=_filled(last.processes, previous.processes),
+        pressure=_filled(last.pressure, previous.pressure),
     )
+
+
+def _filled(new: G, old: G) -> G:
+    """A group, with the fields that it lacks taken from an older one."""
+    lacking = {
+        name: value
+        for name in new.__struct_fields__
+        if getattr(new, name) is None and (value := getattr(old, name)) is not None
+    }
+    return msgspec.structs.replace(new, **lacking) if lacking else new
