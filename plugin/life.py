@@ -188,7 +188,7 @@ class Life:
             await self._found(handle, running)
 
     async def _found(self, handle: TaskHandle, running: RunningTask) -> None:
-        self._begin(running, handle.started_at_ns)
+        self._begin(running, handle.started_at_ns or running.started_at_ns)
         watcher = self._watcher
         assert watcher is not None
         for _ in range(_ROUNDS):  # a task that ended meanwhile says so at once, and then gets no poststart

@@ -1,0 +1,279 @@
+"""From a forked supervisor to the task's command: what is set up between fork and exec. Import-free, as its parent.
+
+What goes wrong is told through a pipe that the exec closes, with the kind of error, so that the host can name it
+exactly. Before the exec the child tells what it has used itself: that is not the task's.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found] # the C part of signal, which has no stub
+import errno
+import posix
+import resource
+
+from .prctl import prctl
+from .protocol import Message, fields, number, text
+
+NOT_FOUND, NOT_EXECUTABLE, OTHER, AGAIN = "not_found", "not_executable", "start", "again"
+
+_PR_SET_PDEATHSIG = 1
+_TIOCSCTTY = 0x540E
+_TEXT = 256
+_LIST_TOO_LONG = errno.E2BIG
+
+
+class Refused(Exception):
+    """The command cannot be started; ``kind`` is one of the words above."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def become(spec: Message, env: list[bytes], streams: list[int], report: int, supervisor: int) -> None:
+    """Turn this forked process into the command; never returns.
+
+    :param spec: the task's.
+    :param env: ``KEY=value``.
+    :param streams: descriptors for those streams that are no path, in order.
+    :param report: write end of the pipe.
+    :param supervisor: our parent.
+    """
+    try:
+        _cut_loose(streams, report, supervisor)
+        _set_up(spec, streams)
+        _give_default_signals()
+        prctl(_PR_SET_PDEATHSIG, 0)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        posix.write(report, fields(used=usage_words(used)))
+        _execute(text(spec, "command"), spec, env)
+    except Refused as exc:
+        _tell(report, exc.kind, str(exc))
+    except MemoryError:
+        _tell(report, AGAIN, "no memory")
+    except OSError as exc:
+        _tell(report, AGAIN if exc.errno in (errno.EAGAIN, errno.ENOMEM) else OTHER, posix.strerror(exc.errno or 0))
+    finally:
+        posix._exit(127)
+
+
+def usage_words(used: resource.struct_rusage) -> str:
+    """Microseconds, KiB, faults, blocks of 512 bytes and switches, in the order of ``USAGE``."""
+    return (
+        f"{round(used.ru_utime * 1e6)} {round(used.ru_stime * 1e6)} {used.ru_maxrss} {used.ru_minflt} {used.ru_majflt}"
+        f" {used.ru_inblock} {used.ru_oublock} {used.ru_nvcsw} {used.ru_nivcsw}"
+    )
+
+
+def _tell(report: int, kind: str, message: str) -> None:
+    posix.write(report, fields(kind=kind, message=message))
+
+
+# surroundings
+
+
+def _cut_loose(streams: list[int], report: int, supervisor: int) -> None:
+    """Close the supervisor's descriptors: what follows may wait long (a FIFO), and they end with it, as do we."""
+    prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
+    if posix.getppid() != supervisor:
+        posix._exit(127)
+    keep = {0, 1, 2, report, *streams}
+    for name in posix.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            try:
+                posix.close(int(name))
+            except OSError:  # the listing's own
+                continue
+
+
+def _set_up(spec: Message, streams: list[int]) -> None:
+    if text(spec, "terminal") != "inherit":
+        posix.setsid()
+    _connect_streams(spec, streams)
+    if text(spec, "terminal") == "pty":
+        _take_terminal()
+    _set_oom_score(text(spec, "oom_score_adj"))
+    _set_limits(spec)
+    if "user" in spec:
+        _become_user(text(spec, "user"))
+    folder = text(spec, "cwd")
+    try:
+        posix.chdir(folder)
+    except OSError as exc:
+        raise Refused(OTHER, f"cannot enter the working directory {folder}: {posix.strerror(exc.errno or 0)}") from exc
+
+
+def _connect_streams(spec: Message, streams: list[int]) -> None:
+    given = iter(streams)
+    for target, name in enumerate(("stdin", "stdout", "stderr")):
+        kind, _, path = text(spec, name).partition(":")
+        fd = next(given) if kind == "fd" else _open_stream(name, kind, path)
+        posix.dup2(fd, target, True)
+
+
+def _open_stream(name: str, kind: str, path: str) -> int:
+    flags = posix.O_CLOEXEC | posix.O_NOCTTY
+    if kind == "discard":
+        return posix.open("/dev/null", flags | posix.O_RDWR)
+    flags |= posix.O_RDONLY if name == "stdin" else posix.O_WRONLY
+    if kind == "file" and name != "stdin":
+        flags |= posix.O_APPEND | posix.O_CREAT
+    if kind == "fifo":
+        flags |= posix.O_NOFOLLOW
+    try:
+        if kind == "fifo" and posix.lstat(path).st_mode & 0o170000 != 0o010000:
+            raise Refused(OTHER, f"cannot open {path} as {name}: it is no FIFO")
+        return posix.open(path, flags, 0o600)  # a FIFO: waits for the other end, as a shell's redirection does
+    except OSError as exc:
+        raise Refused(OTHER, f"cannot open {path} as {name}: {posix.strerror(exc.errno or 0)}") from exc
+
+
+def _take_terminal() -> None:
+    import fcntl
+
+    try:
+        fcntl.ioctl(0, _TIOCSCTTY, 0)
+    except OSError as exc:
+        raise Refused(OTHER, f"stdin cannot be the task's terminal: {posix.strerror(exc.errno or 0)}") from exc
+
+
+def _set_oom_score(asked: str) -> None:
+    path = "/proc/self/oom_score_adj"
+    try:
+        fd = posix.open(path, posix.O_RDWR | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        if asked:
+            raise Refused(OTHER, "cannot set oom_score_adj: the kernel has none") from None
+        return
+    try:
+        if asked or int(posix.read(fd, 16)) < 0:
+            posix.pwrite(fd, (asked or "0").encode(), 0)
+    except OSError as exc:
+        raise Refused(OTHER, f"cannot set oom_score_adj to {asked or 0}: {posix.strerror(exc.errno or 0)}") from exc
+    finally:
+        posix.close(fd)
+
+
+def _set_limits(spec: Message) -> None:
+    for limit in spec.get("rlimit", ()):
+        which, soft, hard = map(int, limit.split())
+        if resource.getrlimit(which) != (soft, hard):
+            resource.setrlimit(which, (soft, hard))
+    nice = number(spec, "nice")
+    if posix.getpriority(posix.PRIO_PROCESS, 0) != nice:
+        posix.setpriority(posix.PRIO_PROCESS, 0, nice)
+    posix.umask(number(spec, "umask", 0o022))
+
+
+def account(user: str) -> tuple[int, int, list[int], str, str] | None:
+    """Uid, gid, groups, name and home of a user: a name, or ``UID`` or ``UID:GID``; None: there is no such user."""
+    import pwd
+
+    uid, colon, gid = user.partition(":")
+    try:
+        entry = pwd.getpwuid(int(uid)) if uid.isdigit() else pwd.getpwnam(uid)
+    except KeyError:
+        if uid.isdigit() and gid.isdigit():
+            return int(uid), int(gid), [int(gid)], "", ""
+        return None
+    if colon:
+        return (entry.pw_uid, int(gid), [int(gid)], entry.pw_name, entry.pw_dir) if gid.isdigit() else None
+    groups = posix.getgrouplist(entry.pw_name, entry.pw_gid)
+    return entry.pw_uid, entry.pw_gid, groups, entry.pw_name, entry.pw_dir
+
+
+def _become_user(user: str) -> None:
+    found = account(user)
+    if found is None:
+        raise Refused(OTHER, f"there is no user {user}")
+    uid, gid, groups, _, _ = found
+    if (posix.getuid(), posix.geteuid(), posix.getgid()) == (uid, uid, gid) and uid != 0:
+        return
+    try:
+        posix.setgroups(groups)
+        posix.setgid(gid)
+        posix.setuid(uid)
+    except OSError as exc:
+        raise Refused(OTHER, f"cannot become user {user}: {posix.strerror(exc.errno or 0)}") from exc
+
+
+def _give_default_signals() -> None:
+    for number_ in range(1, 65):
+        try:
+            _signal.signal(number_, _signal.SIG_DFL)
+        except (OSError, ValueError):  # SIGKILL, SIGSTOP, and the two that the C library keeps
+            continue
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+# exec
+
+
+def _execute(command: str, spec: Message, env: list[bytes]) -> None:
+    variables = dict(entry.split(b"=", 1) for entry in env)
+    if "user" in spec:
+        _, _, _, name, home = account(text(spec, "user")) or (0, 0, [], "", "")
+        for key, value in ((b"HOME", home), (b"USER", name), (b"LOGNAME", name)):
+            if value:
+                variables.setdefault(key, value.encode("utf-8", "surrogateescape"))
+    argv = [command.encode("utf-8", "surrogateescape"), *spec.get("arg", ())]
+    error = 0
+    tried = command
+    for path in _candidates(command, variables.get(b"PATH", b"/bin:/usr/bin").decode("utf-8", "surrogateescape")):
+        try:
+            posix.execve(path, argv, variables)
+        except OSError as exc:
+            if exc.errno == errno.ENOEXEC and _is_text(path):
+                posix.execve("/bin/sh", [b"sh", path.encode("utf-8", "surrogateescape"), *argv[1:]], variables)
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+                if _exists(path):
+                    raise Refused(NOT_EXECUTABLE, f"cannot execute {path}: its interpreter does not exist") from exc
+                error = error or exc.errno
+            elif exc.errno == errno.EACCES:
+                error, tried = exc.errno, path
+            else:
+                raise _refusal(path, exc.errno or 0) from exc
+    if error == errno.EACCES and not (tried != command and _is_folder(tried)):
+        raise _refusal(tried, error)
+    raise Refused(NOT_FOUND, f"{command}: command not found" if "/" not in command else f"{command}: no such file")
+
+
+def _candidates(command: str, path: str) -> list[str]:
+    if "/" in command:
+        return [command]
+    return [f"{folder or '.'}/{command}" for folder in path.split(":")]
+
+
+def _refusal(path: str, error: int) -> Refused:
+    if error == _LIST_TOO_LONG:
+        return Refused(OTHER, f"cannot execute {path}: arguments and environment are too long for the kernel")
+    if error in (errno.EAGAIN, errno.ENOMEM, errno.ETXTBSY, errno.EMFILE, errno.ENFILE):
+        return Refused(AGAIN, f"cannot execute {path} now: {posix.strerror(error)}")
+    return Refused(NOT_EXECUTABLE, f"cannot execute {path}: {posix.strerror(error)}")
+
+
+def _exists(path: str) -> bool:
+    try:
+        posix.stat(path)
+    except OSError:
+        return False
+    return True
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return posix.stat(path).st_mode & 0o170000 == 0o040000
+    except OSError:
+        return False
+
+
+def _is_text(path: str) -> bool:
+    """Whether a shell would read this file, which begins with no ``#!``, as a script."""
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return b"\0" not in posix.read(fd, _TEXT)
+    finally:
+        posix.close(fd)

@@ -1,0 +1,139 @@
+"""The host's side of the launcher: started at the first task, started anew if it died, reaped at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from cameleer.errors import StartRecoverable
+
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); from supervisor.launcher import main;"
+    " main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_PASSED_ON = ("LD_LIBRARY_PATH",)
+_PATIENCE_S = 5.0
+
+
+class Launcher:
+    """Forks supervisors. The host's own process is never forked but by ``subprocess``, once per launcher."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None before the first task."""
+        return None if self._process is None else self._process.pid
+
+    async def fork(self, descriptors: Sequence[int]) -> None:
+        """Ask for a supervisor; whether it comes is told by its connection, the first of the descriptors.
+
+        :raises StartRecoverable: no process can be started now.
+        """
+        async with self._turn:
+            for _ in range(2):
+                if self._socket is None:
+                    self._start()
+                assert self._socket is not None
+                try:
+                    while not self._send(self._socket, descriptors):
+                        await _writable(self._socket)
+                    return
+                except (BrokenPipeError, ConnectionError):
+                    await self._end()
+            raise StartRecoverable("the process that starts supervisors died twice")
+
+    def _send(self, sock: socket.socket, descriptors: Sequence[int]) -> bool:
+        try:
+            socket.send_fds(sock, [b"\0"], list(descriptors))
+        except BlockingIOError:
+            return False
+        return True
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        "-X",
+                        "utf8",
+                        "-c",
+                        _PROGRAM,
+                        os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+                        str(theirs.fileno()),
+                        str(os.getpid()),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                    cwd="/",
+                )
+            except OSError as exc:
+                ours.close()
+                raise StartRecoverable(f"cannot start {sys.executable}: {exc.strerror}") from exc
+        ours.setblocking(False)
+        self._socket = ours
+
+    async def close(self) -> None:
+        """End the launcher; its supervisors go on."""
+        async with self._turn:
+            await self._end()
+
+    async def _end(self) -> None:
+        sock, self._socket = self._socket, None
+        process, self._process = self._process, None
+        if sock is not None:
+            sock.close()
+        if process is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await _ended(process.pid)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(sock.fileno(), _resolve, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock.fileno())
+
+
+async def _ended(pid: int) -> None:
+    """Wait for a process without reaping it."""
+    loop = asyncio.get_running_loop()
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:  # ended, or the kernel has no pidfd: then it is waited for
+        return
+    ready = loop.create_future()
+    loop.add_reader(fd, _resolve, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
