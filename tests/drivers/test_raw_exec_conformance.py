@@ -1,0 +1,6 @@
+from cameleer.drivers.raw_exec import RawExec
+from cameleer.testing import DriverSuite
+
+
+class TestRawExec(DriverSuite):
+    driver = RawExec
