@@ -1,1 +1,1 @@
-"""The command line: ``cameleer run``, ``watch``, ``drivers`` and ``gc``."""
+"""The command line, ``cameleer``: what people type, and what they see of it."""
