@@ -289,7 +289,10 @@ class Supervisors:
         self._tasks.discard(task)
 
     async def close(self) -> None:
-        """Let go of all tasks (nobody else can find those of a host without a state folder: they end); wait for those whose start was given up; end the launcher."""
+        """Let go of all tasks, wait for those whose start was given up, and end the launcher.
+
+        Those that nobody could find again, because their host keeps no state, are ended by their supervisors.
+        """
         for task in list(self._tasks):
             task.let_go()
         if self._abandoned:

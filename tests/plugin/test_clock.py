@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -133,7 +134,7 @@ async def test_the_loop_is_given_back_after_ten_milliseconds_of_reading(monkeypa
         async with asyncio.timeout(10):
             while reads < first + 100:
                 await asyncio.sleep(0.01)
-        longest = max(later - earlier for earlier, later in zip(turns, turns[1:], strict=False))
+        longest = max(later - earlier for earlier, later in itertools.pairwise(turns))
         assert longest <= 16 + 16  # looked at every 16 reads
         assert len(readers) == 100
 
