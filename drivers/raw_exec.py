@@ -17,7 +17,7 @@ import msgspec
 from cameleer.config import TaskConfig
 from cameleer.driver import Capabilities, Driver, RunningTask
 from cameleer.drivers.supervisor.task import SupervisedTask
-from cameleer.errors import NotSupported, RecoverableError, TaskNotFound
+from cameleer.errors import NotSupported, TaskNotFound
 from cameleer.status import Exit
 from cameleer.usage import CpuUsage
 
@@ -60,7 +60,7 @@ class RawExecTask(SupervisedTask):
 
         The supervisor is the root and does not count itself; the CPU time of ended processes is in its own.
 
-        :raises RecoverableError: it is just ending, and was never read before.
+        :raises TaskNotFound: it is just ending, and was never read before.
         """
         end = self.end
         if end is not None and end.counters is not None:
@@ -69,9 +69,9 @@ class RawExecTask(SupervisedTask):
             if self._counters is None:
                 self._counters = self._driver.counters(self.supervisor_pid, include_root=False)
             self._last = self._counters.read(tick)
-        except TaskNotFound as exc:
+        except TaskNotFound:
             if self._last is None:
-                raise RecoverableError(f"task {self.config.id} is just ending") from exc
+                raise
         return self._last
 
     def ended(self, end: Exit) -> None:

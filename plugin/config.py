@@ -291,7 +291,7 @@ class TaskConfig:
     network_isolation: NetworkIsolation | None = None
     cgroup_path: str | None = None
 
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = Resources()
 
     timeout_s: float | None = None
     kill_signal: int | None = None

@@ -50,7 +50,6 @@ class Life:
         self.unreachable: str | None = None
         self.cause: Cause | None = None
         self.account = RunAccount()
-        self.latest: TaskResourceUsage | None = None
         self.measured: frozenset[str] = frozenset()
         self.info = TaskInfo(
             config=config, driver=driver.name, state=TaskState.PENDING, node=host.node, attached=attached
@@ -66,6 +65,11 @@ class Life:
         self._destroyed = False
 
     # -- handle and state ----------------------------------------------------------------------------------------
+
+    @property
+    def latest(self) -> TaskResourceUsage | None:
+        """The last reading anybody took."""
+        return self.account.last
 
     @property
     def handle(self) -> TaskHandle:

@@ -107,6 +107,9 @@ class Readings(AsyncIterator[TaskResourceUsage]):
 class Measurement:
     """One task, measured at one interval for the hook plugins, for readers, or for both.
 
+    Ten thousand of these do not fit into a processor's cache: what the sweep needs of a task is here and not behind
+    another object, and what is the same for many tasks is one object.
+
     :ivar previous: the last counters: what the next rates are taken from.
     :ivar place: slice and group in which it is swept; None while it is not.
     :ivar not_before_ns: sweeps before this moment pass it by: it was just read.
@@ -118,6 +121,7 @@ class Measurement:
         "failing",
         "group_key",
         "heard_at",
+        "info",
         "interval_s",
         "life",
         "limits",
@@ -141,10 +145,10 @@ class Measurement:
         self.group_key = (life.driver.name, per_process)
         self.read = running.read
         self.limits, self.node, self.account = life.limits, life.node, life.account.add
-        self.measured = life.measured
+        self.measured, self.info = life.measured, life.info
         self.previous: Counters | None = None
         self.publish = False
-        self.readers: list[weakref.ref[Readings]] = []
+        self.readers: tuple[weakref.ref[Readings], ...] = ()
         self.place: tuple[Slice, Group] | None = None
         self.not_before_ns = 0
         self.work: asyncio.Task[None] | None = None
@@ -226,6 +230,7 @@ class Collector:
         self._batches: set[Batch] = set()
         self._arrived: list[Pair] = []
         self._flush_due = False
+        self._field_names: dict[frozenset[str], frozenset[str]] = {}
         self._streams: set[Measurement] = set()
         self._stale_timer: asyncio.TimerHandle | None = None
         self._samples: dict[tuple[Life, float, bool], asyncio.Task[TaskResourceUsage]] = {}
@@ -281,11 +286,11 @@ class Collector:
         readings.measurement = measurement
         loop = self._loop
         # the reader may be dropped in any thread: the garbage collector runs where it runs
-        measurement.readers.append(weakref.ref(readings, lambda _: post(loop, self._reader_left, measurement)))
+        measurement.readers += (weakref.ref(readings, lambda _: post(loop, self._reader_left, measurement)),)
         return readings
 
     def _reader_left(self, measurement: Measurement) -> None:
-        measurement.readers = [each for each in measurement.readers if each() is not None]
+        measurement.readers = tuple(each for each in measurement.readers if each() is not None)
         self._drop_if_unwanted(measurement)
 
     def _running(self, life: Life) -> RunningTask:
@@ -375,7 +380,11 @@ class Collector:
                 self._loop.call_soon(self._read_members, members, tick, index)
                 break
             member = members[index]
-            if member.place is None or member.not_before_ns > at_ns:
+            if member.not_before_ns:
+                if member.not_before_ns > at_ns:
+                    continue
+                member.not_before_ns = 0
+            if member.place is None:
                 continue
             try:
                 self._deliver(member, member.read(tick), batch)
@@ -399,11 +408,9 @@ class Collector:
             return
         usage = derive(previous, counters, member.limits, member.node, member.measured)
         member.previous = counters
-        life = member.life
-        life.latest = usage
         member.account(usage)
         if member.publish:
-            batch.append((life.info, usage))
+            batch.append((member.info, usage))
         if member.readers:
             for reference in member.readers:
                 reader = reference()
@@ -415,7 +422,8 @@ class Collector:
             raise RecoverableError(f"the driver {member.life.driver.name} returned {counters!r} in place of Counters")
         life = member.life
         if not life.measured:
-            life.measured = measured_fields(counters, life.limits, life.node)
+            fields_ = measured_fields(counters, life.limits, life.node)
+            life.measured = self._field_names.setdefault(fields_, fields_)
         member.measured = life.measured
 
     # -- reading in a driver's thread ----------------------------------------------------------------------------
@@ -577,7 +585,6 @@ class Collector:
             last = await self._read_once(life, self._fresh_tick(per_process))
         measured = life.measured or measured_fields(last, life.limits, life.node)
         usage = derive(first, last, life.limits, life.node, measured)
-        life.latest = usage
         life.account.add(usage)
         return usage
 
@@ -760,6 +767,7 @@ class Collector:
         """
         measurements = list(self._measured.get(life, ()))
         for measurement in measurements:
+            measurement.info = life.info
             self._unschedule(measurement)
             if measurement.work is not None:
                 measurement.work.cancel()

@@ -51,13 +51,19 @@ def derive(
                     ticks_mhz = percent * mhz
                 if limits.cpu_quota_cores is not None:
                     limit_percent = percent / limits.cpu_quota_cores
-            cpu = CpuUsage(
+            user_ns, old_user_ns, user_percent = cpu.user_ns, old.user_ns, None
+            if user_ns is not None and old_user_ns is not None and user_ns >= old_user_ns:
+                user_percent = (user_ns - old_user_ns) * 100.0 / elapsed_ns
+            system_ns, old_system_ns, system_percent = cpu.system_ns, old.system_ns, None
+            if system_ns is not None and old_system_ns is not None and system_ns >= old_system_ns:
+                system_percent = (system_ns - old_system_ns) * 100.0 / elapsed_ns
+            cpu = CpuUsage(  # no calls above: this runs for every task and tick
                 total_ns=total_ns,
-                user_ns=cpu.user_ns,
-                system_ns=cpu.system_ns,
+                user_ns=user_ns,
+                system_ns=system_ns,
                 percent=percent,
-                user_percent=rate_percent(old.user_ns, cpu.user_ns, elapsed_ns),
-                system_percent=rate_percent(old.system_ns, cpu.system_ns, elapsed_ns),
+                user_percent=user_percent,
+                system_percent=system_percent,
                 ticks_mhz=ticks_mhz,
                 limit_percent=limit_percent,
                 periods=cpu.periods,

@@ -82,6 +82,8 @@ class StateDir:
             raise ConfigError(
                 f"the state folder {self.path} is in use by another host: give each host a folder of its own"
             ) from None
+        for half_written in self._handles.glob("*.new") if self.keeps_handles else ():  # by a host that was killed
+            half_written.unlink(missing_ok=True)
 
     def _check_owner(self) -> None:
         found = self.path.stat()

@@ -15,7 +15,7 @@ from supervised import descriptors, handle_of, lives, raw_exec, running, shell, 
 from cameleer.config import TaskConfig
 from cameleer.driver import Tick, capabilities_of
 from cameleer.drivers.raw_exec import RawExec
-from cameleer.errors import ConfigError, NotSupported, RecoverableError, TaskNotFound
+from cameleer.errors import ConfigError, NotSupported, TaskNotFound
 
 # the processes of these tests block for a moment only
 
@@ -112,7 +112,7 @@ async def test_a_task_whose_supervisor_was_killed_keeps_its_last_reading(tmp_pat
             os.kill(task.supervisor_pid, 9)
             await task.wait()
         assert read.read(tick()).cpu == last.cpu
-        with pytest.raises(RecoverableError):
+        with pytest.raises(TaskNotFound):
             unread.read(tick())
 
 
