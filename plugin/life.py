@@ -34,6 +34,7 @@ class Life:
 
     :ivar running: the driver's side of it; None while it starts, or cannot be reached.
     :ivar over: its end was seen.
+    :ivar hanging: done when a read of it that was given up returns; None while none hangs.
     :ivar unreachable: why the driver cannot say now what became of it.
     :ivar measured: names of the fields that its readings carry.
     """
@@ -48,6 +49,7 @@ class Life:
         self.running: RunningTask | None = None
         self.over = False
         self.unreachable: str | None = None
+        self.hanging: asyncio.Future[None] | None = None
         self.cause: Cause | None = None
         self.account = RunAccount()
         self.measured: frozenset[str] = frozenset()

@@ -15,7 +15,8 @@ from cameleer.beat import SLICE_SIZE, next_due, phase_of_slice
 
 if TYPE_CHECKING:
     from cameleer.figures import Tally
-    from cameleer.measuring import Group, Measurement
+    from cameleer.measurement import Measurement
+    from cameleer.sweep import Group
 
 LATE_SHARE = 0.1
 """A wake-up is late when it comes this share of the interval after its time, and at least 10 ms."""

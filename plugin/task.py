@@ -14,7 +14,7 @@ from cameleer.status import Cause, ExitResult
 if TYPE_CHECKING:
     from cameleer.driver import ExecSession, NetworkOverride
     from cameleer.life import Life
-    from cameleer.measuring import Readings
+    from cameleer.readings import Readings
     from cameleer.usage import TaskResourceUsage
 
 

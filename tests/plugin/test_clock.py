@@ -13,7 +13,7 @@ import pytest
 from fakes import FakeTask, a_driver, counters
 from virtual_clock import VirtualLoop, on_a_virtual_clock
 
-import cameleer.measuring
+import cameleer.sweep
 from cameleer.config import TaskConfig
 from cameleer.driver import Tick
 from cameleer.hooks.specs import hookimpl
@@ -107,7 +107,7 @@ async def test_the_loop_is_given_back_after_ten_milliseconds_of_reading(monkeypa
         def monotonic_ns() -> int:
             return now[0]
 
-    monkeypatch.setattr(cameleer.measuring, "time", Clock)
+    monkeypatch.setattr(cameleer.sweep, "time", Clock)
     turns: list[int] = []
     reads = 0
 

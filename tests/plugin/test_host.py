@@ -397,6 +397,21 @@ async def test_readings_begin_at_once_keep_their_grid_and_end_with_the_task() ->
             task.readings()
 
 
+@pytest.mark.parametrize("kind", ["read", "thread"])
+async def test_a_task_without_totals_of_the_kernel_is_read_once_more_at_its_end(kind: str) -> None:
+    async with a_host(a_driver(kind)) as host:
+        task = await host.start(TaskConfig(command="x"), "fake")
+        reader = task.readings(3600)
+        first = await anext(reader)
+        fake_of(task).finish()
+        last = await anext(reader)
+        assert last.at_ns > first.at_ns
+        assert fake_of(task).reads == 2
+        with pytest.raises(StopAsyncIteration):
+            await anext(reader)
+        assert (await task.wait()).usage.cpu_total_ns == last.cpu.total_ns
+
+
 @on_a_virtual_clock
 async def test_a_reader_that_leaves_ends_the_measuring() -> None:
     async with a_host() as host:
