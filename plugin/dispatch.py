@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -44,11 +45,18 @@ class Implementation:
 
 
 class Mailbox:
-    """Readings on their way to one plugin: one delivery at a time, the newest reading per task in between."""
+    """Readings on their way to one plugin: one delivery at a time, the newest reading per task in between.
+
+    The loop alone begins a delivery. The thread ends it without waking the loop, unless something waits by then.
+
+    :ivar delivery: number of the delivery under way; one that hung and was given up has an older one.
+    """
 
     def __init__(self, implementation: Implementation) -> None:
         self.to = implementation
+        self.lock = threading.Lock()
         self.busy = False
+        self.delivery = 0
         self.waiting: dict[str, Pair] = {}
 
 
@@ -63,7 +71,9 @@ class Dispatcher:
         self._deadline_s = deadline_s
         self._loop = asyncio.get_running_loop()
         self._thread = Worker("cameleer-hooks")
+        self._closing = False
         self._idle = asyncio.Event()
+        self._watching: asyncio.TimerHandle | None = None
         self._running: Implementation | None = None  # in the thread
         self._suspended: dict[str, float] = {}
         self._hooks: dict[str, list[Implementation]] = {}
@@ -177,23 +187,25 @@ class Dispatcher:
     def publish(self, readings: list[Pair]) -> None:
         """Hand the readings of one sweep to every plugin that wants them. Never waits."""
         for mailbox in self._mailboxes:
-            if not mailbox.busy and not self._suspended:
-                self._deliver(mailbox, readings)
-            else:
+            if mailbox.busy or mailbox.waiting or self._suspended:
                 self._keep(mailbox, readings)
+            else:
+                self._deliver(mailbox, readings)
 
     def _keep(self, mailbox: Mailbox, readings: list[Pair]) -> None:
-        waiting = mailbox.waiting
-        for pair in readings:
-            key = pair[0].config.id
-            if key in waiting:
-                self.dropped[mailbox.to.plugin] += 1
-            waiting[key] = pair
-        if not mailbox.busy and not self._is_suspended(mailbox.to):
+        with mailbox.lock:
+            waiting = mailbox.waiting
+            for pair in readings:
+                key = pair[0].config.id
+                if key in waiting:
+                    self.dropped[mailbox.to.plugin] += 1
+                waiting[key] = pair
+            busy = mailbox.busy
+        if not busy:
             self._next(mailbox)
 
     def _next(self, mailbox: Mailbox) -> None:
-        mailbox.busy = False
+        """A delivery has ended: begin another if anything waits."""
         self._idle.set()
         if mailbox.waiting and not self._is_suspended(mailbox.to):
             waiting, mailbox.waiting = mailbox.waiting, {}
@@ -201,7 +213,11 @@ class Dispatcher:
 
     def _deliver(self, mailbox: Mailbox, readings: list[Pair]) -> None:
         mailbox.busy = True
-        self._calls.spawn(self._delivery(mailbox, readings)) if mailbox.to.is_async else self._send(mailbox, readings)
+        mailbox.delivery += 1
+        if mailbox.to.is_async:
+            self._calls.spawn(self._delivery(mailbox, readings))
+        else:
+            self._send(mailbox, readings)
 
     async def _delivery(self, mailbox: Mailbox, readings: list[Pair]) -> None:
         try:
@@ -214,49 +230,65 @@ class Dispatcher:
             else:
                 self._failed(mailbox, error)
         finally:
+            mailbox.busy = False
             self._next(mailbox)
 
     def _send(self, mailbox: Mailbox, readings: list[Pair]) -> None:
-        each = mailbox.to
+        each, number = mailbox.to, mailbox.delivery
         arguments: dict[str, object] = {"readings": readings} if each.argnames else {}
-        overdue = False
-        timer: asyncio.TimerHandle
-
-        def watch() -> None:
-            nonlocal overdue, timer
-            if self._running is not each:  # still waiting for another plugin to leave the thread
-                timer = self._loop.call_later(self._deadline_s, watch)
-                return
-            overdue = True
-            self._overdue(each, "update_stats")
-            self._next(mailbox)
-
-        timer = self._loop.call_later(self._deadline_s, watch)
-
-        def done(error: BaseException | None) -> None:
-            timer.cancel()
-            if error is not None:
-                self._failed(mailbox, error)
-            if not overdue:
-                self._next(mailbox)
 
         def job() -> None:
             error = self._run(each, arguments)
-            post(self._loop, done, error)
+            with mailbox.lock:
+                current = mailbox.delivery == number
+                if current:
+                    mailbox.busy = False
+                wanted = current and (self._closing or bool(mailbox.waiting))
+            if wanted or error is not None:
+                post(self._loop, done, error)
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._failed(mailbox, error)
+            if not mailbox.busy:
+                self._next(mailbox)
 
         self._thread.submit(job)
+        if self._watching is None:
+            self._watching = self._loop.call_later(self._deadline_s / 4, self._watch)
+
+    def _watch(self) -> None:
+        """Look for a plugin that holds the thread; only while readings are under way."""
+        self._watching = None
+        since, each = self._thread.busy_since, self._running
+        for mailbox in self._mailboxes:
+            if mailbox.to is each and since is not None and time.monotonic() - since > self._deadline_s:
+                self._overdue(each, "update_stats")
+                mailbox.delivery += 1
+                mailbox.busy = False
+                self._next(mailbox)
+        if any(mailbox.busy for mailbox in self._mailboxes):
+            self._watching = self._loop.call_later(self._deadline_s / 4, self._watch)
 
     def _failed(self, mailbox: Mailbox, error: BaseException) -> None:
         log.error("plugin %s failed in update_stats", mailbox.to.plugin, exc_info=error)
 
     async def _delivered(self) -> None:
+        for mailbox in self._mailboxes:
+            with mailbox.lock:
+                busy = mailbox.busy
+            if not busy:
+                self._next(mailbox)
         while any(mailbox.busy for mailbox in self._mailboxes):
             self._idle.clear()
             await self._idle.wait()
 
     async def close(self) -> None:
         """Deliver what is under way, then end the thread."""
+        self._closing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._deadline_s):
                 await self._delivered()
+        if self._watching is not None:
+            self._watching.cancel()
         self._thread.close()

@@ -340,7 +340,7 @@ class Host:
         self.unrecovered.pop(task_id, None)
         life = self._enter(Life(self, opened, handle.config))
         await life.recover(handle)
-        return life.task
+        return life.task if task_id in self._lives else None
 
     async def leftovers(self) -> list[tuple[str, Leftover]]:
         """Find what tasks of this node and host id left behind: pairs of driver name and leftover."""

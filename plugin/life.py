@@ -163,13 +163,20 @@ class Life:
         try:
             running = await self.driver.recover(handle)
         except TaskNotFound as exc:
-            self._poststart_done.set()
-            await self._finish(Exit(error=f"the task was lost: {exc}"))
+            await self._lost(handle, exc)
             return
         except DriverError as exc:
             self._out_of_reach(handle, exc)
             return
         await self._found(handle, running)
+
+    async def _lost(self, handle: TaskHandle, error: TaskNotFound) -> None:
+        self._poststart_done.set()
+        if handle.state is TaskState.EXITED:  # its end was told, and the host died while it destroyed it
+            self.forget()
+            self.ended.cancel()
+            return
+        await self._finish(Exit(error=f"the task was lost: {error}"))
 
     def _out_of_reach(self, handle: TaskHandle, error: Exception) -> None:
         self.unreachable = str(error)
@@ -186,8 +193,7 @@ class Life:
         try:
             running = await retry(lambda: self.driver.recover(handle), failure=error, wait=self.driver.cls.retry)
         except TaskNotFound as exc:
-            self._poststart_done.set()
-            await self._finish(Exit(error=f"the task was lost: {exc}"))
+            await self._lost(handle, exc)
         except DriverError as exc:
             self._out_of_reach(handle, exc)
         else:
@@ -218,8 +224,11 @@ class Life:
         failure: Exception | None = None
         driver = self.driver
 
+        async def wait() -> Exit:
+            return await running.wait()
+
         async def attempt() -> Exit:
-            end = await driver.call("wait", running.wait(), None)
+            end = await driver.call("wait", wait(), None)
             if not isinstance(end, Exit):
                 raise RecoverableError(f"the driver {driver.name} returned {end!r} from wait in place of an Exit")
             return end

@@ -563,6 +563,16 @@ async def test_recovery_gives_poststart_to_the_running_and_exited_to_the_ended(t
     assert not list((tmp_path / "handles").iterdir())
 
 
+async def test_a_task_whose_host_died_while_it_destroyed_it_is_forgotten(tmp_path: Path) -> None:
+    keep(tmp_path, a_handle("done", state=TaskState.EXITED))
+    diary = Diary()
+    async with a_host(type("Mine", (Lasting,), {"known": {}}), diary, state_dir=tmp_path) as host:
+        assert await host.recover() == []
+        assert not host.tasks
+    assert diary.lines == ["shutdown"]
+    assert not list((tmp_path / "handles").iterdir())
+
+
 async def test_a_task_that_is_out_of_reach_keeps_its_handle_and_is_tried_again(tmp_path: Path) -> None:
     keep(tmp_path, a_handle("away"))
     driver = type("Mine", (Lasting,), {"known": {"away": RecoverableError("the engine is down")}})

@@ -283,7 +283,7 @@ async def test_leaving_the_host_leaves_no_process_file_or_descriptor(
     async def body() -> None:
         async with Host(QUIET) as host:
             for _ in range(5):
-                task = await host.start(sh("sleep 1000 & sleep 1000"))
+                task = await host.start(sh("sleep 1000 & sleep 1000", kill_timeout_s=0.2))
             await anext(task.readings())
             raise ValueError("body")
 
