@@ -403,7 +403,7 @@ class Supervisor:
         for message in connection.receive():
             try:
                 self._obey(connection, message)
-            except Garbled:
+            except (Garbled, LookupError, ValueError):  # nonsense costs its sender the connection, not us the task
                 connection.lost = True
         if connection.lost:
             self._lose(connection)

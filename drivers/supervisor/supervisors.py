@@ -272,6 +272,7 @@ class Supervisors:
         """Kill what a killed supervisor left of the task, and remove its record; twice without error."""
         owner = _read(folder, record.SUPERVISOR)
         if owner is not None:
+            await _until_gone(owner)
             while remains := _remains(folder, owner):
                 await _kill({each.pid: each.start for each in remains})
         record.remove(os.fsencode(folder))
@@ -370,6 +371,13 @@ def _is_alive(owner: Message) -> bool:
         and found.state != proc.ZOMBIE
         and text(owner, "boot") == proc.boot_id()
     )
+
+
+async def _until_gone(owner: Message) -> None:
+    """Wait for a supervisor that is ending: its connections close a moment before it is dead."""
+    deadline = asyncio.get_running_loop().time() + _PATIENCE_S
+    while _is_alive(owner) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 # nothing tells
+        await asyncio.sleep(_POLL_S)
 
 
 def _remains(folder: str, owner: Message) -> list[proc.Process]:
