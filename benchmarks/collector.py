@@ -3,8 +3,9 @@
     python benchmarks/collector.py [--seconds 10] [--tasks 1000 10000]
 
 CPU time of the whole process, all threads, on a real clock at an interval of 1 s, divided by the readings that
-reached the consumer. Three forms of driver: a plain ``read`` in the loop, an ``async`` stream at the host's beat, a
-blocking one read in its own thread.
+reached the consumer. The forms of driver: a plain ``read`` in the loop; a blocking one, read in its own thread, whose
+tasks have a descriptor (``blocking``) or are asked ten times a second for their end (``polled``); an ``async`` stream
+at the host's beat.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
+import resource
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from cameleer.adapter import AdaptedTask
 from cameleer.beat import ticks
 from cameleer.blocking import BlockingDriver, BlockingTask
 from cameleer.config import TaskConfig
@@ -87,21 +91,35 @@ class FunctionTask(BlockingTask):
     def poll(self) -> Exit | None:
         return None
 
-    def fileno(self) -> int | None:
-        return None
-
     def signal(self, signum: int) -> None: ...
 
     def read(self, tick: Tick) -> Counters:
         return Free.count(tick.at_ns)
 
 
+class DescriptorTask(FunctionTask):
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        self.fd = os.eventfd(0)
+
+    def fileno(self) -> int | None:
+        return self.fd
+
+    def destroy(self, force: bool = False) -> None:
+        os.close(self.fd)
+
+
 class BlockingReadDriver(BlockingDriver):
     name = "blocking"
-    task_type = FunctionTask
+    task_type: Any = DescriptorTask
 
     def start(self, task: TaskConfig) -> BlockingTask:
-        return FunctionTask(task)
+        return self.task_type(task)  # type: ignore[no-any-return]
+
+
+class PolledDriver(BlockingReadDriver):
+    name = "polled"
+    task_type = FunctionTask
 
 
 class Consumer:
@@ -130,6 +148,8 @@ async def measure(driver: type[Any], tasks: int, seconds: float) -> tuple[float,
         figures = host.figures
         for life in list(host._lives.values()):  # these tasks never end: leave them
             await life.leave()
+            if isinstance(life.running, AdaptedTask):
+                life.running.inner.destroy()
             life.forget()
     gc.unfreeze()
     return cpu * 1e6 / readings, readings, figures
@@ -139,9 +159,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--tasks", type=int, nargs="+", default=[1000, 10000])
-    parser.add_argument("--drivers", nargs="+", default=["read", "blocking", "stream"])
+    parser.add_argument("--drivers", nargs="+", default=["read", "blocking", "polled", "stream"])
     options = parser.parse_args()
-    drivers: dict[str, Any] = {each.name: each for each in (ReadDriver, BlockingReadDriver, StreamDriver)}
+    drivers: dict[str, Any] = {each.name: each for each in (ReadDriver, BlockingReadDriver, PolledDriver, StreamDriver)}
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print(f"Python {sys.version.split()[0]}, 1 s interval, {options.seconds:g} s each")
     print("    driver   tasks  µs/task-sample  readings  late  missed  own figure")
     for tasks in options.tasks:

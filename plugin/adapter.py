@@ -92,8 +92,7 @@ class Poller:
                         self._ready(fd)
                 if self._blind and time.monotonic() >= due:
                     due = time.monotonic() + POLL_S
-                    for task in list(self._blind):
-                        self._ask(task, self._blind)
+                    self._ask_blind()
         finally:
             os.close(read_end)
             os.close(write_end)
@@ -125,23 +124,28 @@ class Poller:
         if task is None:
             return
         ended = self._seeing[task]
-        if not self._ask(task, self._seeing):  # readable for nothing: waiting for it again would spin
-            self._blind[task] = ended
         self._forget(task)
-
-    def _ask(self, task: BlockingTask, among: dict[BlockingTask, _Ended]) -> bool:
-        end: Exit | BaseException | None
+        self._blind[task] = ended  # if it was readable for nothing, waiting for it again would spin
         try:
-            end = task.poll()
+            end: Exit | BaseException | None = task.poll()
         except Exception as error:  # it is the waiter's
             end = error
-        if end is None:
-            return False
-        ended = among[task]
-        if among is self._blind:
-            del self._blind[task]
-        ended(end)
-        return True
+        if end is not None:
+            self._blind.pop(task)(end)
+
+    def _ask_blind(self) -> None:
+        """Ask every task that has no descriptor: ten times a second, so nothing is done but the call."""
+        news: list[tuple[BlockingTask, Exit | BaseException]] = []
+        for task in self._blind:
+            try:
+                end = task.poll()
+            except Exception as error:  # it is the waiter's
+                news.append((task, error))
+            else:
+                if end is not None:
+                    news.append((task, end))
+        for task, each in news:
+            self._blind.pop(task)(each)
 
     def close(self) -> None:
         """End the thread."""
