@@ -283,7 +283,8 @@ def alive(pid: int) -> bool:
 
 
 def test_what_is_left_running_is_named_and_left_alone(cameleer: Run) -> None:
-    done = cameleer("run", "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!")
+    named = "until grep -q sleep /proc/$!/comm; do :; done"  # the shell's child has become it
+    done = cameleer("run", "sh", "-c", f"sleep 60 >/dev/null 2>&1 & echo $!; {named}")
     pid = int(done.stdout)
     try:
         assert f"left     still running: {pid} (sleep)" in done.stderr
