@@ -111,6 +111,8 @@ async def test_a_task_whose_supervisor_was_killed_keeps_its_last_reading(tmp_pat
         for task in (read, unread):
             os.kill(task.supervisor_pid, 9)
             await task.wait()
+            folder = Path(f"/proc/{task.supervisor_pid}")  # its connection closes a moment before it is gone
+            await until(lambda folder=folder: not folder.exists(), "the killed supervisor was not reaped")
         assert read.read(tick()).cpu == last.cpu
         with pytest.raises(TaskNotFound):
             unread.read(tick())

@@ -1,0 +1,81 @@
+"""The harness for tests on cgroup v2: it says what pytest said, ends in time and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uml
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(uml.kernel() is None, reason="user-mode Linux is not installed"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif("CAMELEER_TEST_UML" in os.environ, reason="runs in user-mode Linux itself"),
+]
+SCRIPT = Path(uml.__file__)
+INSIDE = """
+import os, time
+from pathlib import Path
+def test_it_is_another_kernel_with_version_2():
+    assert os.uname().release.partition(".")[0].isdigit()
+    assert "memory" in Path("/sys/fs/cgroup/cgroup.subtree_control").read_text()
+def test_it_fails():
+    assert os.getpid() == 0
+def test_it_hangs():
+    print("about to hang", flush=True)
+    time.sleep(1000)
+"""
+
+
+def processes() -> set[str]:
+    """Processes of user-mode Linux, as its kernel and as what runs in it."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"linux.uml" in words or b"uml_dir=" in words:
+            found.add(pid)
+    return found
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> str:
+    file = tmp_path / "test_inside.py"
+    file.write_text(INSIDE)
+    return str(file)
+
+
+def test_what_pytest_said_and_its_exit_status_come_out(inside: str) -> None:
+    before = processes()
+    done = subprocess.run(
+        [sys.executable, SCRIPT, inside, "-k", "version_2 or fails"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout
+    assert "1 failed, 1 passed, 1 deselected" in done.stdout
+    assert processes() <= before
+
+
+def test_a_harness_that_is_terminated_ends_its_guest(inside: str) -> None:
+    before = processes()
+    with subprocess.Popen([sys.executable, SCRIPT, inside, "-k", "hangs", "-s"], stdout=subprocess.PIPE) as harness:
+        assert harness.stdout is not None
+        while b"about to hang" not in harness.stdout.readline():
+            assert harness.poll() is None
+        harness.terminate()
+        harness.stdout.read()
+    assert harness.returncode == 128 + signal.SIGTERM
+    assert processes() <= before
+
+
+def test_what_hangs_is_killed_and_nothing_is_left_running(inside: str, capfd: pytest.CaptureFixture[str]) -> None:
+    before = processes()
+    assert uml.run([inside, "-k", "hangs", "-s"], limit_s=15) == uml.NOT_RUN
+    assert "killed after 15 s" in capfd.readouterr().out
+    assert processes() <= before
