@@ -16,9 +16,11 @@ pair and, where ``NodeInfo.recoverable`` says that the task is to be found again
 folder, whose record stays until ``destroy``. Where it does not, the task ends with the host's process, also one that
 is killed with SIGKILL.
 
+A task can be confined (``confinement``): a group, namespaces, a root of its own, limited capabilities.
+
 These three modules run in processes of their own that import nothing but the C parts of Python's library, since every
-supervisor has that memory; they and what they share (``protocol``, ``proc``, ``prctl``) import each other by relative
-names, because there the package has no ``cameleer`` around it.
+supervisor has that memory; they and what they share (``protocol``, ``proc``, ``syscalls``, ``confine``) import each
+other by relative names, because there the package has no ``cameleer`` around it.
 
 Limits: the CPU time of children whose parent ignores SIGCHLD is lost to any parent (only a cgroup has it); a process
 that became a daemon in a session of its own cannot be told from others once its supervisor was killed with SIGKILL,

@@ -11,8 +11,9 @@ import errno
 import posix
 import resource
 
-from .prctl import prctl
+from . import confine
 from .protocol import Message, fields, number, text
+from .syscalls import prctl
 
 NOT_FOUND, NOT_EXECUTABLE, OTHER, AGAIN = "not_found", "not_executable", "start", "again"
 
@@ -33,6 +34,8 @@ class Refused(Exception):
 def become(spec: Message, env: list[bytes], streams: list[int], report: int, supervisor: int) -> None:
     """Turn this forked process into the command; never returns.
 
+    The groups are entered late, so that little of ours counts as the task's, and while we may still do so.
+
     :param spec: the task's.
     :param env: ``KEY=value``.
     :param streams: descriptors for those streams that are no path, in order.
@@ -40,15 +43,27 @@ def become(spec: Message, env: list[bytes], streams: list[int], report: int, sup
     :param supervisor: our parent.
     """
     try:
-        _cut_loose(streams, report, supervisor)
+        mounts = number(spec, "mounts", -1)  # of the task, for a further command where it has a root of its own
+        _cut_loose(streams, [report, mounts], supervisor)
         _set_up(spec, streams)
+        groups = confine.open_groups(spec)
+        if mounts >= 0:
+            confine.enter_mounts(mounts)
+        elif "root" in spec:
+            confine.enter_root(spec)
         _give_default_signals()
-        prctl(_PR_SET_PDEATHSIG, 0)
+        argv, variables = _words(spec, env)
         used = resource.getrusage(resource.RUSAGE_SELF)
+        confine.enter_groups(groups, spec)
+        _become_user(spec)
+        _enter_folder(text(spec, "cwd"))
+        prctl(_PR_SET_PDEATHSIG, 0)
         posix.write(report, fields(used=usage_words(used)))
-        _execute(text(spec, "command"), spec, env)
+        _execute(text(spec, "command"), argv, variables)
     except Refused as exc:
         _tell(report, exc.kind, str(exc))
+    except confine.Failed as exc:
+        _tell(report, OTHER, str(exc))
     except MemoryError:
         _tell(report, AGAIN, "no memory")
     except OSError as exc:
@@ -72,12 +87,12 @@ def _tell(report: int, kind: str, message: str) -> None:
 # surroundings
 
 
-def _cut_loose(streams: list[int], report: int, supervisor: int) -> None:
+def _cut_loose(streams: list[int], ours: list[int], supervisor: int) -> None:
     """Close the supervisor's descriptors: what follows may wait long (a FIFO), and they end with it, as do we."""
     prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
     if posix.getppid() != supervisor:
         posix._exit(127)
-    keep = {0, 1, 2, report, *streams}
+    keep = {0, 1, 2, *ours, *streams}
     for name in posix.listdir("/proc/self/fd"):
         if int(name) not in keep:
             try:
@@ -94,9 +109,9 @@ def _set_up(spec: Message, streams: list[int]) -> None:
         _take_terminal()
     _set_oom_score(text(spec, "oom_score_adj"))
     _set_limits(spec)
-    if "user" in spec:
-        _become_user(text(spec, "user"))
-    folder = text(spec, "cwd")
+
+
+def _enter_folder(folder: str) -> None:
     try:
         posix.chdir(folder)
     except OSError as exc:
@@ -165,36 +180,19 @@ def _set_limits(spec: Message) -> None:
     posix.umask(number(spec, "umask", 0o022))
 
 
-def account(user: str) -> tuple[int, int, list[int], str, str] | None:
-    """Uid, gid, groups, name and home of a user: a name, or ``UID`` or ``UID:GID``; None: there is no such user."""
-    import pwd
-
-    uid, colon, gid = user.partition(":")
-    try:
-        entry = pwd.getpwuid(int(uid)) if uid.isdigit() else pwd.getpwnam(uid)
-    except KeyError:
-        if uid.isdigit() and gid.isdigit():
-            return int(uid), int(gid), [int(gid)], "", ""
-        return None
-    if colon:
-        return (entry.pw_uid, int(gid), [int(gid)], entry.pw_name, entry.pw_dir) if gid.isdigit() else None
-    groups = posix.getgrouplist(entry.pw_name, entry.pw_gid)
-    return entry.pw_uid, entry.pw_gid, groups, entry.pw_name, entry.pw_dir
-
-
-def _become_user(user: str) -> None:
-    found = account(user)
-    if found is None:
-        raise Refused(OTHER, f"there is no user {user}")
-    uid, gid, groups, _, _ = found
-    if (posix.getuid(), posix.geteuid(), posix.getgid()) == (uid, uid, gid) and uid != 0:
-        return
-    try:
-        posix.setgroups(groups)
-        posix.setgid(gid)
-        posix.setuid(uid)
-    except OSError as exc:
-        raise Refused(OTHER, f"cannot become user {user}: {posix.strerror(exc.errno or 0)}") from exc
+def _become_user(spec: Message) -> None:
+    """Change the user for good, supplementary groups first; then nothing can be gained any more."""
+    confine.limit_capabilities(spec)
+    if "uid" in spec:
+        uid, gid = number(spec, "uid"), number(spec, "gid")
+        try:
+            if uid == 0 or (posix.getuid(), posix.geteuid(), posix.getgid()) != (uid, uid, gid):
+                posix.setgroups([int(each) for each in spec.get("groups", ())])
+                posix.setresgid(gid, gid, gid)
+                posix.setresuid(uid, uid, uid)
+        except OSError as exc:
+            raise Refused(OTHER, f"cannot become user {text(spec, 'user')}: {posix.strerror(exc.errno or 0)}") from exc
+    confine.drop_privileges(spec)
 
 
 def _give_default_signals() -> None:
@@ -209,14 +207,16 @@ def _give_default_signals() -> None:
 # exec
 
 
-def _execute(command: str, spec: Message, env: list[bytes]) -> None:
+def _words(spec: Message, env: list[bytes]) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Arguments and environment."""
     variables = dict(entry.split(b"=", 1) for entry in env)
-    if "user" in spec:
-        _, _, _, name, home = account(text(spec, "user")) or (0, 0, [], "", "")
-        for key, value in ((b"HOME", home), (b"USER", name), (b"LOGNAME", name)):
-            if value:
-                variables.setdefault(key, value.encode("utf-8", "surrogateescape"))
-    argv = [command.encode("utf-8", "surrogateescape"), *spec.get("arg", ())]
+    for key, values in ((b"HOME", "home"), (b"USER", "login"), (b"LOGNAME", "login")):
+        if values in spec:
+            variables.setdefault(key, spec[values][0])
+    return [spec["command"][0], *spec.get("arg", ())], variables
+
+
+def _execute(command: str, argv: list[bytes], variables: dict[bytes, bytes]) -> None:
     error = 0
     tried = command
     for path in _candidates(command, variables.get(b"PATH", b"/bin:/usr/bin").decode("utf-8", "surrogateescape")):

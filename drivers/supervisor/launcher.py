@@ -2,7 +2,8 @@
 
 Run as ``python -I -S -c "…; main(FD, HOST)"``. It imports no module of Python's own library that is not built in or a
 plain extension, because every supervisor starts with its memory. Each packet on its socket carries the descriptors of
-one task: the control connection first. It ends when the host does.
+one task: the control connection first; its one byte says whether the supervisor is to be the first process of a
+namespace of its own. It ends when the host does.
 """
 
 # ruff: noqa: SIM105 # contextlib would be one more import
@@ -10,16 +11,19 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # the C part of signal, which has no stub
 import _socket
+import errno
 import gc
 import posix
 import select
 
-from . import proc
+from . import proc, syscalls
 from .protocol import Frames, frame, number, text
 
 _IGNORED = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGXFSZ", "SIGIO")
 _MOST_DESCRIPTORS = 16
 _OFTEN = 12
+_NEVER = (errno.EPERM, errno.EINVAL, errno.ENOSYS)
+PLAIN, OWN_PROCESSES = b"\0", b"p"
 
 
 def ignore_signals() -> None:
@@ -64,19 +68,37 @@ def main(fd: int, host_pid: int) -> None:
         ready = [each for each, _ in poll.poll()]
         if fd not in ready:
             return
-        descriptors = receive(requests, 1)[1]
+        wanted, descriptors = receive(requests, 1)
         if not descriptors:
             return
+        alone = wanted == OWN_PROCESSES
         try:
-            pid = posix.fork()
+            pid = _fork_alone() if alone else posix.fork()
         except OSError as exc:
-            _refuse(descriptors[0], posix.strerror(exc.errno or 0))
+            _refuse(descriptors[0], exc, alone)
         else:
             if pid == 0:
                 requests.close()
-                supervise.main(descriptors, host)
+                supervise.main(descriptors, host, alone)
         for each in descriptors:
             posix.close(each)
+
+
+def _fork_alone() -> int:
+    """Fork the first process of a new namespace; our later children are born in our own again."""
+    own = posix.open("/proc/self/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+        try:
+            pid = posix.fork()
+        except BaseException:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+            raise
+        if pid:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+        return pid
+    finally:
+        posix.close(own)
 
 
 def _warm_up() -> None:
@@ -101,8 +123,12 @@ def receive(source: _socket.socket, size: int, flags: int = 0) -> tuple[bytes, l
     return data, found
 
 
-def _refuse(control: int, reason: str) -> None:
+def _refuse(control: int, error: OSError, alone: bool) -> None:
+    reason = posix.strerror(error.errno or 0)
+    kind, message = "again", f"cannot fork a supervisor: {reason}"
+    if alone and error.errno in _NEVER:
+        kind, message = "start", f"this kernel or container gives the task no namespace of processes: {reason}"
     try:
-        posix.write(control, frame(event="failed", kind="again", message=f"cannot fork a supervisor: {reason}"))
+        posix.write(control, frame(event="failed", kind=kind, message=message))
     except OSError:
         pass

@@ -16,6 +16,7 @@ _PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); from supervisor.launcher import main;"
     " main(int(sys.argv[2]), int(sys.argv[3]))"
 )
+PLAIN, OWN_PROCESSES = b"\0", b"p"
 _PASSED_ON = ("LD_LIBRARY_PATH",)
 _PATIENCE_S = 5.0
 
@@ -33,9 +34,10 @@ class Launcher:
         """Its process; None before the first task."""
         return None if self._process is None else self._process.pid
 
-    async def fork(self, descriptors: Sequence[int]) -> None:
+    async def fork(self, descriptors: Sequence[int], kind: bytes = PLAIN) -> None:
         """Ask for a supervisor; whether it comes is told by its connection, the first of the descriptors.
 
+        :param kind: ``PLAIN``, or ``OWN_PROCESSES``: the first process of a namespace.
         :raises StartRecoverable: no process can be started now.
         """
         async with self._turn:
@@ -44,16 +46,16 @@ class Launcher:
                     self._start()
                 assert self._socket is not None
                 try:
-                    while not self._send(self._socket, descriptors):
+                    while not self._send(self._socket, descriptors, kind):
                         await _writable(self._socket)
                     return
                 except (BrokenPipeError, ConnectionError):
                     await self._end()
             raise StartRecoverable("the process that starts supervisors died twice")
 
-    def _send(self, sock: socket.socket, descriptors: Sequence[int]) -> bool:
+    def _send(self, sock: socket.socket, descriptors: Sequence[int], kind: bytes) -> bool:
         try:
-            socket.send_fds(sock, [b"\0"], list(descriptors))
+            socket.send_fds(sock, [kind], list(descriptors))
         except BlockingIOError:
             return False
         return True

@@ -130,3 +130,72 @@ def children(pid: int) -> list[int]:
     finally:
         posix.close(fd)
     return [int(word) for word in data.split()]
+
+
+def public_pid(outside: int, supervisor: int, pid: int) -> int:
+    """The pid that a child has in another /proc; 0: it is not there.
+
+    :param outside: that /proc.
+    :param supervisor: the parent's pid there.
+    :param pid: the child's pid in its own namespace.
+    """
+    try:
+        for each in _children_there(outside, supervisor):
+            try:
+                fd = posix.open(f"{each}/status", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=outside)
+            except OSError:
+                continue
+            try:
+                status = posix.read(fd, 4096)
+            finally:
+                posix.close(fd)
+            parent = status.partition(b"\nPPid:")[2].split(None, 1)[0]
+            if (
+                int(parent) == supervisor
+                and int(status.partition(b"\nNSpid:")[2].split(b"\n", 1)[0].split()[-1]) == pid
+            ):
+                return int(each)
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0
+
+
+def public_pids(outside: int) -> dict[int, int]:
+    """The pids that the processes of our own namespace have in another /proc."""
+    own = posix.stat("/proc/self/ns/pid")
+    found = {}
+    for name in posix.listdir(outside):
+        if not name.isdigit():
+            continue
+        try:
+            there = posix.stat(f"{name}/ns/pid", dir_fd=outside)
+            if (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
+                continue
+            fd = posix.open(f"{name}/status", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=outside)
+        except OSError:
+            continue
+        try:
+            status = posix.read(fd, 4096)
+        except OSError:
+            continue
+        finally:
+            posix.close(fd)
+        inside = status.partition(b"\nNSpid:")[2].split(b"\n", 1)[0].split()
+        if inside:
+            found[int(inside[-1])] = int(name)
+    return found
+
+
+def _children_there(outside: int, pid: int) -> list[str]:
+    """Candidates for children of a process of another /proc; all processes where the kernel lists none."""
+    try:
+        fd = posix.open(f"{pid}/task/{pid}/children", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=outside)
+    except OSError:
+        return [name for name in posix.listdir(outside) if name.isdigit()]
+    try:
+        data = b""
+        while chunk := posix.read(fd, 65536):
+            data += chunk
+    finally:
+        posix.close(fd)
+    return data.decode("ascii").split()

@@ -16,7 +16,7 @@ NAME = b"record"
 SOCKET = b"control"
 
 SUPERVISOR = (0, 4096)
-"""id, supervisor (pid), supervisor_start, boot, terminal, leave_rest, recoverable"""
+"""id, supervisor (pid), supervisor_start, boot, terminal, leave_rest, recoverable; group (the one killed as a whole)"""
 COMMAND = (4096, 1024)
 """pid, start, session (0: the caller's)"""
 RESULT = (5120, 7168)

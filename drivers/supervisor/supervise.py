@@ -3,6 +3,10 @@
 Forked from the launcher; import-free like it. A loop over poll: children that ended, the launcher's report pipe of a
 command that is being started, the host (its control connection, and whether it lives), further connections of a later
 host. It ends when the command has ended and nothing of it is left. See ``protocol`` and ``record`` for the formats.
+
+Where the task has a namespace of processes, the supervisor is the first process in it, so that all of them end with
+it, whatever ends it; then pids here are those inside, and what others are told is translated (``_public``). It is
+never in the task's group.
 """
 
 # ruff: noqa: SIM105 # contextlib would be one more import
@@ -16,10 +20,10 @@ import resource
 import select
 import time
 
-from . import command, proc, record
+from . import command, confine, proc, record, syscalls
 from .launcher import receive
-from .prctl import prctl
 from .protocol import Frames, Garbled, Message, frame, number, parse, text
+from .syscalls import prctl
 
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGKILL = 9
@@ -35,18 +39,28 @@ _PAGE_KIB = posix.sysconf("SC_PAGE_SIZE") // 1024
 _ENDED = "the task has ended"
 
 
-def main(descriptors: list[int], host: int) -> None:
+def main(descriptors: list[int], host: int, alone: bool) -> None:
     """Supervise one task; never returns.
 
     :param descriptors: the control connection, then the task's own.
     :param host: a pidfd of the host; −1: the kernel has none.
+    :param alone: we are the first process of a namespace.
     """
     try:
         control = Connection(_socket.socket(fileno=descriptors[0]))
-        control.send(event="hello", pid=posix.getpid())
+        outside, pid = -1, posix.getpid()
+        if alone:
+            try:
+                outside, pid = confine.own_processes()
+            except OSError as exc:
+                reason = posix.strerror(exc.errno or 0)
+                message = f"cannot give the task a namespace of processes: {reason}"
+                control.send(event="failed", kind=command.OTHER, message=message)
+                return
+        control.send(event="hello", pid=pid)
         spec = _read_spec(control)
         if spec is not None:
-            Supervisor(spec, control, descriptors[1:], host).run()
+            Supervisor(spec, control, descriptors[1:], host, (outside, pid)).run()
     finally:
         posix._exit(0)
 
@@ -131,7 +145,9 @@ class Job:
 class Supervisor:
     """One task's supervisor."""
 
-    def __init__(self, spec: Message, control: Connection, streams: list[int], host: int) -> None:
+    def __init__(
+        self, spec: Message, control: Connection, streams: list[int], host: int, place: tuple[int, int]
+    ) -> None:
         self.spec = spec
         self.folder = spec["folder"][0]
         self.recoverable = number(spec, "recoverable") == 1
@@ -142,6 +158,11 @@ class Supervisor:
         self.streams = streams
         self.host = host
         self.pid = posix.getpid()
+        self.outside, self.public_pid = place  # the host's /proc (−1: it is ours), and our pid there
+        self.command_pid = 0
+        self.mounts = -1
+        self.said_empty = False
+        self.keeps_group = not self.recoverable and "own_group" in spec
         self.listener: _socket.socket | None = None
         self.file = -1
         self.main: Job | None = None
@@ -172,7 +193,7 @@ class Supervisor:
         try:
             self._start_main()
         except OSError as exc:
-            record.remove(self.folder)
+            self._remove_record()
             self._fail_early(exc)
             return
         self._loop()
@@ -185,6 +206,8 @@ class Supervisor:
 
     def _become_supervisor(self) -> None:
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        if number(self.spec, "own_ipc"):
+            syscalls.unshare(syscalls.CLONE_NEWIPC)
         if self.inherit:
             try:
                 posix.setpgid(0, number(self.spec, "group"))
@@ -206,12 +229,13 @@ class Supervisor:
                 self.file,
                 record.SUPERVISOR,
                 id=self.spec["id"][0],
-                supervisor=self.pid,
+                supervisor=self.public_pid,
                 supervisor_start=proc.start_of(self.pid) or 0,
                 boot=proc.boot_id(),
                 terminal=text(self.spec, "terminal"),
                 leave_rest=int(self.leave_rest),
                 recoverable=int(self.recoverable),
+                group=self.spec.get("kill_group", []),
             )
             if self.recoverable:
                 self._listen()
@@ -230,7 +254,7 @@ class Supervisor:
 
     def _start_main(self) -> None:
         if self._host_is_gone():  # before anything runs that nobody would know of
-            record.remove(self.folder)
+            self._remove_record()
             posix._exit(0)
         self.started_at_ns = time.time_ns()
         self.main = self._start(self.spec, self.spec.get("env", []), self.streams, self.first, 0)
@@ -283,7 +307,7 @@ class Supervisor:
         elif job is self.main:
             self._started(job)
         else:
-            job.asked_by.send(event="reply", request=job.request, job=job.number, pid=job.pid)
+            job.asked_by.send(event="reply", request=job.request, job=job.number, pid=self._public(job.pid))
 
     def _account(self, words: bytes) -> None:
         """What a child used before its exec is not the task's; of its memory the largest counts."""
@@ -298,7 +322,8 @@ class Supervisor:
             self._reply(job.asked_by, job.request, error=message, kind=kind)
             return
         self._kill_all_now()
-        record.remove(self.folder)
+        self._reap()
+        self._remove_record()
         for connection in self.connections:
             connection.send(event="failed", kind=kind, message=message)
         posix._exit(0)
@@ -306,18 +331,27 @@ class Supervisor:
     def _started(self, job: Job) -> None:
         self.running = True
         start = proc.start_of(job.pid) or 0  # a zombie still has it
-        record.write(self.file, record.COMMAND, pid=job.pid, start=start, session=0 if self.inherit else job.pid)
+        self.command_pid = pid = self._public(job.pid)
+        record.write(self.file, record.COMMAND, pid=pid, start=start, session=0 if self.inherit else pid)
+        if "root" in self.spec:
+            try:
+                self.mounts = posix.open(f"/proc/{job.pid}/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC)
+            except OSError:  # it has ended already
+                pass
         for connection in self.connections:
             connection.send(event="running", **self._identity())
 
     def _identity(self) -> dict[str, int | str | bytes | list[bytes]]:
-        assert self.main is not None
         return {
-            "supervisor": self.pid,
+            "supervisor": self.public_pid,
             "supervisor_start": proc.start_of(self.pid) or 0,
-            "pid": self.main.pid,
+            "pid": self.command_pid,
             "started_at_ns": self.started_at_ns,
         }
+
+    def _public(self, pid: int) -> int:
+        """The pid by which a child of ours is known outside."""
+        return pid if self.outside < 0 else proc.public_pid(self.outside, self.public_pid, pid)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -481,7 +515,8 @@ class Supervisor:
     def _exec(self, connection: Connection, request: int, message: Message) -> None:
         count = number(message, "streams")
         streams, connection.descriptors[:count] = connection.descriptors[:count], []
-        if not self.running or self.main is None or self.main.status is not None or self.killing:
+        gone = "root" in self.spec and self.mounts < 0
+        if not self.running or self.main is None or self.main.status is not None or self.killing or gone:
             for fd in streams:
                 posix.close(fd)
             self._reply(connection, request, error=_ENDED)
@@ -495,6 +530,7 @@ class Supervisor:
             "stdout": [b"fd"],
             "stderr": [b"fd"],
             "terminal": [b"pty" if tty else b"none"],
+            "mounts": [b"%d" % self.mounts],
         }
         env = [*self.spec.get("env", ()), *message.get("env", ())]
         try:
@@ -577,6 +613,10 @@ class Supervisor:
         """One round; what went wrong, if nothing was reached."""
         refused = ""
         reached = False
+        if "kill_group" in self.spec:
+            reached = confine.kill_group(self.spec)
+        if self.outside >= 0:
+            return self._kill_namespace(reached)
         own_session = posix.getsid(0)
         for pid in proc.children(self.pid):
             try:
@@ -590,6 +630,15 @@ class Supervisor:
             except OSError as exc:
                 refused = posix.strerror(exc.errno or 0)
         return "" if reached else refused
+
+    def _kill_namespace(self, reached: bool) -> str:
+        try:
+            posix.kill(-1, _SIGKILL)
+        except ProcessLookupError:
+            return ""
+        except OSError as exc:
+            return "" if reached else posix.strerror(exc.errno or 0)
+        return ""
 
     def _job_is_gone(self, job: Job) -> bool:
         """Kill the session of a further command; whether nothing of it is left."""
@@ -617,6 +666,10 @@ class Supervisor:
             **self._usage(rest),
             "left": len(rest),
         }
+        if self.outside >= 0 and rest:
+            names = proc.public_pids(self.outside)
+            for each in rest:
+                each.pid, each.parent = names.get(each.pid, 0), names.get(each.parent, 0)
         rows = [each.row for each in rest]
         while not record.fits(record.RESULT, **values, rest=rows):
             rows.pop()
@@ -665,10 +718,23 @@ class Supervisor:
         }
 
     def _finish(self) -> None:
-        """Nothing is left: end, and leave the record to a later host, if one can find it."""
+        """Nothing is left: end, and leave the record to a later host, if one can find it.
+
+        A group that no later host could find is kept for the host's last reading, and goes with the host or before.
+        """
+        if self.keeps_group and not self.remove_at_end:
+            if not self.said_empty:
+                self.said_empty = True
+                for connection in self.connections:
+                    connection.send(event="empty")
+            return
         if self.remove_at_end or not self.recoverable:
-            record.remove(self.folder)
+            self._remove_record()
         posix._exit(0)
+
+    def _remove_record(self) -> None:
+        confine.remove_groups(self.spec)
+        record.remove(self.folder)
 
 
 def exit_fields(status: int) -> dict[str, int | str | bytes | list[bytes]]:

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cameleer.drivers.supervisor import proc, record
+from cameleer.drivers.supervisor import account, proc, record
 from cameleer.drivers.supervisor.ends import exit_of
-from cameleer.drivers.supervisor.launching import Launcher
+from cameleer.drivers.supervisor.launching import OWN_PROCESSES, PLAIN, Launcher
 from cameleer.drivers.supervisor.protocol import Message, frame, number, text
 from cameleer.drivers.supervisor.task import UNKNOWN_END, SupervisedTask
 from cameleer.errors import ConfigError, RecoverableError, StartError, StartRecoverable, TaskNotFound
@@ -23,6 +23,7 @@ from cameleer.status import Exit
 if TYPE_CHECKING:
     from cameleer.config import Stdio, TaskConfig
     from cameleer.driver import Leftover
+    from cameleer.drivers.supervisor.confinement import Confinement
     from cameleer.node import NodeInfo
     from cameleer.task import TaskHandle
 
@@ -80,10 +81,11 @@ class Supervisors:
 
     # -- start ---------------------------------------------------------------------------------------------------
 
-    async def start(self, config: TaskConfig, make: Maker[T]) -> T:
+    async def start(self, config: TaskConfig, make: Maker[T], confinement: Confinement | None = None) -> T:
         """Start a task; returns when its command was executed. Whatever fails or is cancelled leaves nothing.
 
         :param make: makes the driver's own task object.
+        :param confinement: None: a plain process.
         :raises StartError: it cannot be started.
         :raises StartRecoverable: not now.
         """
@@ -92,20 +94,21 @@ class Supervisors:
             os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
         except OSError as exc:
             raise StartRecoverable(f"cannot keep records in {os.path.dirname(folder)}: {exc.strerror}") from exc
-        descriptors, spec = self._describe(config, folder)
+        descriptors, spec = self._describe(config, folder, confinement)
+        kind = OWN_PROCESSES if confinement is not None and confinement.own_processes else PLAIN
         for _ in range(_ATTEMPTS):
             task = make(config, self, folder)
-            if await self._try(task, descriptors, spec):
+            if await self._try(task, descriptors, spec, kind):
                 self._tasks.add(task)
                 return task
         raise StartRecoverable("the process that starts supervisors was killed again and again")
 
-    async def _try(self, task: SupervisedTask, descriptors: list[int], spec: bytes) -> bool:
+    async def _try(self, task: SupervisedTask, descriptors: list[int], spec: bytes, kind: bytes) -> bool:
         ours, theirs = socket.socketpair()
         connection = task.connect(ours)
         try:
             with theirs:
-                await self._launcher.fork([theirs.fileno(), *descriptors])
+                await self._launcher.fork([theirs.fileno(), *descriptors], kind)
             connection.send(spec)
             return await task.until_running()
         except asyncio.CancelledError:
@@ -120,7 +123,7 @@ class Supervisors:
             connection.close()
             raise
 
-    def _describe(self, config: TaskConfig, folder: str) -> tuple[list[int], bytes]:
+    def _describe(self, config: TaskConfig, folder: str, confinement: Confinement | None) -> tuple[list[int], bytes]:
         if not config.command:
             raise ConfigError("TaskConfig.command is '': this driver has no image that would bring one")
         descriptors: list[int] = []
@@ -144,6 +147,14 @@ class Supervisors:
             values[name] = _stream(name, stream, target, descriptors)
         if config.user is not None:
             values["user"] = os.fsencode(config.user)
+            values.update(account.find(config.user).fields())
+        if confinement is not None:
+            values.update(confinement.fields(folder))
+            if confinement.env:
+                env = {**config.env, **confinement.env}
+                values["env"] = [os.fsencode(f"{key}={value}") for key, value in env.items()]
+            if confinement.root and config.cwd is None:
+                values["cwd"] = "/"
         if config.resources.oom_score_adj is not None:
             values["oom_score_adj"] = config.resources.oom_score_adj
         return descriptors, frame(**values)
@@ -186,7 +197,7 @@ class Supervisors:
         if owner is None:
             return None
         state = b"%d %d" % (number(owner, "supervisor"), number(owner, "supervisor_start"))
-        if handle.driver_state and handle.driver_state != state:
+        if handle.driver_state and handle.driver_state.split(b" ", 2)[:2] != state.split(b" "):
             raise TaskNotFound(f"the record in {folder} is of another run of task {handle.config.id}")
         return owner
 
@@ -195,7 +206,7 @@ class Supervisors:
         if end is None and text(owner, "boot") != proc.boot_id():
             await self.remove(task.folder)
             raise TaskNotFound(f"task {task.config.id} ended with the machine: it was started before the last boot")
-        task.driver_state = b"%d %d" % (number(owner, "supervisor"), number(owner, "supervisor_start"))
+        task.keep_state(number(owner, "supervisor"), number(owner, "supervisor_start"))
         task.never_connected()
         task.ended(end or Exit(error=UNKNOWN_END))
         return task
@@ -245,6 +256,16 @@ class Supervisors:
                 )
             found.append(Leftover(task_id=task_id, ref=folder, description=f"record of task {task_id}: {folder}"))
         return found
+
+    def groups_in_use(self, claimed: Collection[str]) -> set[str]:
+        """Control groups, as their tasks' records name them, whose supervisor lives or whose task is claimed."""
+        names = {_digest(task_id) for task_id in claimed}
+        found = set()
+        for folder in self._unclaimed(set()):
+            owner = _read(folder, record.SUPERVISOR)
+            if owner is not None and (os.path.basename(folder) in names or _is_alive(owner)):
+                found.add(text(owner, "group"))
+        return found - {""}
 
     def _unclaimed(self, claimed: set[str]) -> list[str]:
         root = self._root()

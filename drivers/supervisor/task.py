@@ -61,6 +61,7 @@ class SupervisedTask(RunningTask):
         self._connection: Connection | None = None
         self._end: asyncio.Future[Exit] = loop.create_future()
         self._gone: asyncio.Future[None] = loop.create_future()
+        self._empty: asyncio.Future[None] = loop.create_future()
         self._running: asyncio.Future[Message] = loop.create_future()
         self._requests: dict[int, asyncio.Future[Message]] = {}
         self._last_request = 0
@@ -103,11 +104,14 @@ class SupervisedTask(RunningTask):
             if event == "running":
                 self.pid, self.supervisor_pid = number(message, "pid"), number(message, "supervisor")
                 self.started_at_ns = number(message, "started_at_ns") or None
-                self.driver_state = b"%d %d" % (self.supervisor_pid, number(message, "supervisor_start"))
+                self.keep_state(self.supervisor_pid, number(message, "supervisor_start"))
             _resolve(self._running, message)
         elif event == "exited":
             self._left = number(message, "left")
             self.ended(exit_of(message))
+        elif event == "empty":
+            self._left = 0
+            _resolve(self._empty, None)
         elif event == "reply":
             request = number(message, "request")
             session = self._opening.pop(request, None)
@@ -121,6 +125,10 @@ class SupervisedTask(RunningTask):
             session = self._sessions.pop(number(message, "job"), None)
             if session is not None:
                 session.ended(Exit(exit_code=number(message, "code"), signal=number(message, "signal") or None))
+
+    def keep_state(self, supervisor: int, start: int) -> None:
+        """Note who looks after it, for the handle; a driver's own part follows after a space."""
+        self.driver_state = b"%d %d" % (supervisor, start)
 
     def _lost(self) -> None:
         """The supervisor is gone."""
@@ -137,6 +145,7 @@ class SupervisedTask(RunningTask):
         for session in self._sessions.values():
             session.ended(Exit(error="the task has ended"))
         self._sessions.clear()
+        _resolve(self._empty, None)
         _resolve(self._gone, None)
 
     def ended(self, end: Exit) -> None:
@@ -150,6 +159,7 @@ class SupervisedTask(RunningTask):
 
     def never_connected(self) -> None:
         """There is no supervisor any more; for the supervisors."""
+        _resolve(self._empty, None)
         _resolve(self._gone, None)
 
     @property
@@ -209,7 +219,7 @@ class SupervisedTask(RunningTask):
             if self._end.done():
                 if self.config.leave_rest:
                     return
-                await asyncio.wait([self._gone], timeout=max(deadline - loop.time(), 0))
+                await asyncio.wait([self._empty], timeout=max(deadline - loop.time(), 0))
         await self._kill()
         await self.wait()
 

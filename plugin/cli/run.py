@@ -138,7 +138,7 @@ see also: cameleer watch --help, cameleer drivers --help""",
                 Option(
                     "--driver",
                     "NAME",
-                    "how it is run: raw_exec (default), or another of `cameleer drivers`",
+                    "how it is run: raw_exec (default; exec where a limit is asked), or another of `cameleer drivers`",
                     complete="driver",
                 ),
                 Option("--user", "NAME", "run it as this user", complete="user"),
@@ -252,7 +252,7 @@ class _Run:
         from cameleer.host import Host
 
         options = self.options
-        name = options.driver or ("docker" if options.image else "raw_exec")
+        name = options.driver or _default_driver(options)
         async with Host(_settings(options), plugins=loaded_plugins(options.plugin)) as host:
             started = await self._start(host, name)
             if not isinstance(started, Task):
@@ -276,6 +276,8 @@ class _Run:
         task_id = os.urandom(8).hex()
         try:
             driver = await _driver(host, name, by_image=self.options.driver is None)
+            if name == "exec" and self.options.driver is None:
+                await _check_healthy(driver, self.options)
             task = await host.start(self._config(task_id, driver), driver=name)
         except (ConfigError, PluginError):
             raise
@@ -403,6 +405,31 @@ def loaded_plugins(specs: Sequence[str] | None) -> list[object]:
         for spec in specs:
             found += load_file_or_module(spec)
     return found
+
+
+def _limits(options: Namespace) -> list[str]:
+    """The limits that are asked for."""
+    return [flag for flag in _LIMITS if getattr(options, flag.lstrip("-").replace("-", "_")) is not None]
+
+
+def _default_driver(options: Namespace) -> str:
+    """``raw_exec``, which needs nothing, unless something is asked for that only another can do."""
+    if options.image:
+        return "docker"
+    return "exec" if _limits(options) else "raw_exec"
+
+
+async def _check_healthy(driver: OpenDriver, options: Namespace) -> None:
+    """Say why a limit cannot be held here, and what would help.
+
+    :raises RecoverableError: the driver that would hold it is not healthy.
+    """
+    from cameleer.errors import RecoverableError
+
+    found = await driver.health()
+    if found.health != "healthy":
+        asked = " and ".join(_limits(options))
+        raise RecoverableError(f"{asked}: only the driver {driver.name} holds this, and {found.description}")
 
 
 async def _driver(host: Host, name: str, *, by_image: bool) -> OpenDriver:

@@ -32,7 +32,7 @@ _INTERVAL_S = 1.0
 COMMAND = Command(
     name="watch",
     help="measure processes that are already running",
-    synopsis="[OPTION]… PID…",
+    synopsis="[OPTION]… PID|cgroup:/PATH…",
     description="""\
 Measure processes that somebody else started, each with all that descends from it, until they end or until Ctrl-C.
 They are never signalled or changed. What is told covers the time of watching only.""",
@@ -62,13 +62,13 @@ def main(argv: Sequence[str]) -> int:
     import asyncio
 
     parser = parser_of(COMMAND)
-    parser.add_argument("pids", nargs="*", metavar="PID", help="process id")
+    parser.add_argument("pids", nargs="*", metavar="PID|cgroup:/PATH", help="process id, or a group")
     options = parser.parse_args(plain(argv))
     if not options.pids:
         raise UsageError("cameleer watch needs the id of a process; see cameleer watch --help")
     for pid in options.pids:
-        if not (pid.isascii() and pid.isdigit() and int(pid) > 0):
-            raise UsageError(f"{pid!r} is no process id: write a whole number above 0")
+        if not pid.startswith("cgroup:/") and not (pid.isascii() and pid.isdigit() and int(pid) > 0):
+            raise UsageError(f"{pid!r} is no process id: write a whole number above 0, or cgroup:/path")
     show_log()
     return asyncio.run(_watch(options, list(dict.fromkeys(options.pids))))
 
@@ -159,9 +159,13 @@ async def _watch(options: Namespace, pids: list[str]) -> int:
     return 0 if len(watched) == len(pids) else NO_SUCH
 
 
+def _title(ref: str) -> str:
+    return f"pid {ref}" if ref.isdigit() else ref
+
+
 async def _attach(host: Host, pid: str) -> Watched | None:
     try:
-        return Watched(pid, await host.attach(pid, "raw_exec"))
+        return Watched(pid, await host.attach(pid, "exec" if pid.startswith("cgroup:") else "raw_exec"))
     except DriverError as exc:
         say(f"cannot watch {pid}: {exc}")
         return None
@@ -178,7 +182,7 @@ async def _follow_all(
     gc.enable()  # main has disabled it for the imports
     terminal = Terminal.controlling()
     live = choose(terminal, asked=False, quiet=options.quiet or len(watched) > 1, task_writes=False)
-    view = live.begin(watched[0].task, [f"pid {watched[0].pid}", watched[0].task.info.name])
+    view = live.begin(watched[0].task, [_title(watched[0].pid), watched[0].task.info.name])
     loop = asyncio.get_running_loop()
     if live.drawn:
         for signum in (signal.SIGCONT, signal.SIGWINCH):
