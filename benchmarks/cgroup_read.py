@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import os
 import random
 import resource
@@ -40,6 +41,7 @@ from cameleer.drivers.cgroup import reader as reader_module
 from cameleer.drivers.cgroup.files import BUDGET
 from cameleer.drivers.cgroup.group import Cgroups, Group
 from cameleer.drivers.cgroup.mode import detect
+from cameleer.drivers.cgroup.paths import GroupPaths
 from cameleer.drivers.cgroup.reader import CgroupCounters
 from cameleer.hooks.specs import hookimpl
 from cameleer.host import Host
@@ -226,9 +228,9 @@ def public(groups: Groups) -> Iterator[Sweep]:
 
 @contextmanager
 def opening(groups: Groups, *, plain: bool) -> Iterator[Sweep]:
-    """The same files, opened for each sample: as everybody writes it first, or with the barest calls."""
+    """Files opened for each sample: the same ones with the barest calls, or all eight as everybody writes it first."""
     with closing(CgroupCounters(groups.groups[0].paths)) as one:
-        names = groups.files()
+        names = groups.files(all_eight=plain)
         paths = [
             [one._path(name).replace(groups.groups[0].name, group.name) for name in names] for group in groups.groups
         ]
@@ -274,7 +276,7 @@ def with_cgroupspy(groups: Groups) -> Iterator[Sweep]:
     def sweep() -> None:
         for cpuacct, cpu, memory in kept:
             _ = cpuacct.usage, cpuacct.acct_stat, cpu.stat, memory.stat, memory.usage_in_bytes
-            _ = memory.max_usage_in_bytes
+            _ = memory.max_usage_in_bytes, memory.memsw_usage_in_bytes
 
     yield sweep
 
@@ -589,21 +591,19 @@ def room_for_descriptors() -> None:
 
 def bytes_per_task(groups: Groups) -> float:
     """What a measured task adds to the resident memory of a process, the host's part included."""
-    code = f"""
-import sys; sys.path.insert(0, {str(HERE)!r})
-import cgroup_read as b
-from cameleer.drivers.cgroup.group import Group
-b.room_for_descriptors()
-print(b.grown({[dict(group.paths.folders) for group in groups.groups]!r}, {groups.groups[0].paths.version}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cgroup_read; print(cgroup_read.grown())"
+    about = {"version": groups.groups[0].paths.version, "folders": [dict(each.paths.folders) for each in groups.groups]}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(about), capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
-def grown(folders: list[dict[str, str]], version: Any) -> float:
-    """Measure all of these groups in a host and say how much memory each took."""
-    from cameleer.drivers.cgroup.paths import GroupPaths
-
+def grown() -> float:
+    """Measure the groups that stdin names, in a host, and say how much memory each took."""
+    room_for_descriptors()
+    about = json.load(sys.stdin)
+    folders, version = about["folders"], about["version"]
     Groupwise.groups = [Group(name="", paths=GroupPaths(version=version, folders=each)) for each in folders]
 
     def resident() -> int:

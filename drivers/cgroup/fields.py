@@ -365,9 +365,10 @@ the group, or pressure figures are switched off), `not permitted`. A group remov
 looked through in the extended tier, at most so often that it costs 2 % of a core; kills in a group that came and went
 between two looks are lost.
 
-**Descriptors.** The files stay open: up to 6 for the core of a task, some 10 for the rest. The readers hold at most three
-quarters of the limit of the process (`ulimit -n`), and those of the extended tier only below half of that. Files beyond
-are opened for each reading, which costs 3 to 5 times as much; of the core tier a warning in the log says so once.
+**Descriptors.** The files stay open: up to 6 for the core of a task, some 10 for the rest. The readers hold at most
+three quarters of the limit of the process (`ulimit -n`), and those of the extended tier only below half of that. Files
+beyond are opened for each reading, which costs 3 to 5 times as much; of the core tier a warning in the log says so
+once.
 """
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ NUMBER_BYTES: Final = 24
 CLOSED: Final = -1
 """In place of a file."""
 NEVER_NS: Final = 1 << 62
-_FIRST_BYTES: Final = 512
+NOT_KEPT: Final[tuple[bytes, ...]] = ()
+"""In place of texts of a task that runs: kept for each of many tasks they would only fill the processor's cache."""
 _SMALL_BYTES: Final = 256
 _PIDLIST_NS: Final = 1_500_000_000
 """Version 1 keeps a list of processes for a second after its last use, and hands it out again to the same open file."""
@@ -89,6 +90,8 @@ class CgroupCounters:
 
     _parsers: ClassVar[Mapping[str, Callable[[bytes, str], object]]]
     """How the small files of the extended tier are parsed."""
+    _first_bytes: ClassVar[int]
+    """Enough of the first file; small texts are dearer where a large one is asked for."""
     _has_news: bool
     _inside: Inside
     _small: tuple[_SmallFile, ...]
@@ -205,7 +208,7 @@ class CgroupCounters:
         """
         at_ns, taken_at_ns = monotonic_ns(), time_ns()
         try:
-            data = self._pread(self._first, _FIRST_BYTES, 0)
+            data = self._pread(self._first, self._first_bytes, 0)
             if data != self._first_data:
                 self._settles_at_ns = at_ns + self._idle_after_ns
             elif (

@@ -9,13 +9,13 @@ from typing import Final
 from cameleer.drivers.cgroup import kernel, parse
 from cameleer.drivers.cgroup.fields import TICKS, At, keys, source
 from cameleer.drivers.cgroup.parse import ABSENT, Layout, Operations, garbled, read_keys
-from cameleer.drivers.cgroup.reader import CLOSED, NEVER_NS, NUMBER_BYTES, CgroupCounters
+from cameleer.drivers.cgroup.reader import CLOSED, NEVER_NS, NOT_KEPT, NUMBER_BYTES, CgroupCounters
 from cameleer.errors import NotSupported
 from cameleer.usage import NO_CPU, NO_IO, NO_MEMORY, CpuUsage, IoUsage, MemoryUsage
 
 _TICK_NS: Final = TICKS.factor
 _TIMES_BYTES: Final = 64
-_CPU_STAT_BYTES: Final = 256
+_CPU_STAT_BYTES: Final = 200
 _STAT_BYTES: Final = 4096
 _NEWLINE: Final = 10
 _CONTROLLERS: Final = ("memory", "pids", "cpuacct", "cpu", "blkio")
@@ -32,6 +32,7 @@ _IO_OPS: Final = source(1, "io.read_ops")
 class CgroupCountersV1(CgroupCounters):
     """Reads ``cpuacct.usage``, ``cpuacct.stat``, with a quota ``cpu.stat``, ``memory.stat``, usage and peak."""
 
+    _first_bytes = NUMBER_BYTES
     _parsers = MappingProxyType(
         {
             "memory.kmem.usage_in_bytes": parse.number,
@@ -49,7 +50,6 @@ class CgroupCountersV1(CgroupCounters):
         }
     )
     __slots__ = (
-        "_cpu_data",
         "_cpu_stat",
         "_kernel_bytes",
         "_kernel_peak_bytes",
@@ -61,6 +61,7 @@ class CgroupCountersV1(CgroupCounters):
         "_socket_bytes",
         "_soft_limit_bytes",
         "_stat",
+        "_stat_bytes",
         "_throttling",
         "_throttling_data",
         "_throttling_layout",
@@ -86,8 +87,9 @@ class CgroupCountersV1(CgroupCounters):
             self._first, self._idle_after_ns = self._usage_in_bytes, NEVER_NS
         if self._first == CLOSED:
             raise NotSupported(f"the group {self._shown()} has neither a cpuacct nor a memory controller")
-        self._cpu_data = self._times_data = self._throttling_data = b""
-        self._memory_data: tuple[bytes, bytes, bytes] = (b"", b"", b"")
+        self._times_data = self._throttling_data = b""
+        self._stat_bytes = _STAT_BYTES
+        self._memory_data: tuple[bytes, ...] = NOT_KEPT
         self._throttling: tuple[int | None, int | None, int | None] = (None, None, None)
         self._stat: Layout | None = None
         self._throttling_layout: Layout | None = None
@@ -109,28 +111,30 @@ class CgroupCountersV1(CgroupCounters):
             return False  # no such controller, or none that knows quotas
 
     def _read_core(self, data: bytes, extended: bool) -> None:
-        pread = self._pread
+        pread, ran = self._pread, data != self._first_data
         if self._times != CLOSED:
             times = pread(self._times, _TIMES_BYTES, 0)
             throttled = (self._has_quota or extended) and self._cpu_stat != CLOSED and self._read_throttling()
-            if data != self._cpu_data or times != self._times_data or throttled:
+            if ran or throttled or times != self._times_data:
                 self._count_cpu(data, times)
         if self._memory_stat != CLOSED:
-            layout = self._stat
-            stat = pread(self._memory_stat, _STAT_BYTES if layout is None else layout.size, 0)
+            stat = pread(self._memory_stat, self._stat_bytes, 0)
             usage = pread(self._usage_in_bytes, NUMBER_BYTES, 0)
             peak = pread(self._max_usage, NUMBER_BYTES, 0)
-            if extended or (stat, usage, peak) != self._memory_data:
+            if ran:  # this text is not worth keeping
+                self._memory_data = NOT_KEPT
                 self._count_memory(stat, usage, peak)
+            elif extended or (stat, usage, peak) != self._memory_data:
+                self._count_memory(stat, usage, peak)
+                self._memory_data = (stat, usage, peak)
         self._first_data = data
 
     def _count_cpu(self, usage: bytes, times: bytes) -> None:
-        words = times.split()
+        periods, throttled_periods, throttled_ns = self._throttling
         try:
-            user, user_ticks, system, system_ticks = words
+            user, user_ticks, system, system_ticks = times.split()
             if user != b"user" or system != b"system" or times[-1] != _NEWLINE or usage[-1] != _NEWLINE:
                 raise ValueError
-            periods, throttled_periods, throttled_ns = self._throttling
             self._cpu = CpuUsage(
                 total_ns=int(usage),
                 user_ns=int(user_ticks) * _TICK_NS,
@@ -142,7 +146,7 @@ class CgroupCountersV1(CgroupCounters):
         except (ValueError, IndexError):
             parse.number(usage, self._path("cpuacct.usage"))
             raise garbled(self._path("cpuacct.stat"), times) from None
-        self._cpu_data, self._times_data = usage, times
+        self._times_data = times
 
     def _read_throttling(self) -> bool:
         """Read ``cpu.stat``; whether it says something new."""
@@ -166,6 +170,7 @@ class CgroupCountersV1(CgroupCounters):
         values = None if layout is None else layout.values(stat, (usage, peak))
         if values is None or usage[-1] != _NEWLINE or peak[-1] != _NEWLINE:
             self._stat, values = read_keys(layout, _STAT_KEYS, _STAT_OPTIONAL, stat, self._path("memory.stat"))
+            self._stat_bytes = self._stat.size
             values.append(parse.number(usage, self._path("memory.usage_in_bytes")))
             values.append(parse.number(peak, self._path("memory.max_usage_in_bytes")))
         rss, cache, mapped, unevictable, swap, inactive, faults, major, usage_bytes, peak_bytes = values
@@ -189,7 +194,6 @@ class CgroupCountersV1(CgroupCounters):
             oom_kills=self._oom_kills,
             measure="cgroup",
         )
-        self._memory_data = (stat, usage, peak)
 
     def _take_memory(self) -> None:
         value = self._value

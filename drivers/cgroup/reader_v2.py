@@ -8,7 +8,7 @@ from typing import Final
 from cameleer.drivers.cgroup import kernel, parse
 from cameleer.drivers.cgroup.fields import MICROSECONDS, keys
 from cameleer.drivers.cgroup.parse import ABSENT, Layout, garbled, read_keys
-from cameleer.drivers.cgroup.reader import CLOSED, NUMBER_BYTES, CgroupCounters
+from cameleer.drivers.cgroup.reader import CLOSED, NOT_KEPT, NUMBER_BYTES, CgroupCounters
 from cameleer.errors import NotSupported
 from cameleer.usage import NO_CPU, NO_IO, NO_MEMORY, CpuUsage, IoUsage, MemoryUsage
 
@@ -27,6 +27,7 @@ _STAT_OPTIONAL: Final = frozenset({b"kernel", b"sock"})
 class CgroupCountersV2(CgroupCounters):
     """Reads ``cpu.stat``, ``memory.stat``, ``memory.current``, ``memory.peak``, with swap ``memory.swap.current``."""
 
+    _first_bytes = 478
     _parsers = MappingProxyType(
         {
             "memory.max": parse.limit,
@@ -69,7 +70,7 @@ class CgroupCountersV2(CgroupCounters):
         self._peak = handle("memory.peak", CLOSED)
         self._swap = handle("memory.swap.current", CLOSED)
         self._cpu_data = b""
-        self._memory_data: tuple[bytes, bytes, bytes, bytes] = (b"", b"", b"", b"")
+        self._memory_data: tuple[bytes, ...] = NOT_KEPT
         self._swap_data = b""
         self._has_swap = self._swap != CLOSED and _host_has_swap()
         self._cpu_layout: Layout | None = None
@@ -90,8 +91,12 @@ class CgroupCountersV2(CgroupCounters):
             peak = b"" if self._peak == CLOSED else pread(self._peak, NUMBER_BYTES, 0)
             if self._has_swap or (extended and self._swap != CLOSED):
                 self._swap_data = pread(self._swap, NUMBER_BYTES, 0)
-            if extended or (stat, usage, peak, self._swap_data) != self._memory_data:
+            if data != self._first_data:  # it ran: this text is not worth keeping
                 self._count_memory(stat, usage, peak, self._swap_data)
+                self._memory_data = NOT_KEPT
+            elif extended or (stat, usage, peak, self._swap_data) != self._memory_data:
+                self._count_memory(stat, usage, peak, self._swap_data)
+                self._memory_data = (stat, usage, peak, self._swap_data)
         self._first_data = data
 
     def _count_cpu(self, data: bytes) -> None:
@@ -139,7 +144,6 @@ class CgroupCountersV2(CgroupCounters):
             oom_kills=self._oom_kills,
             measure="cgroup",
         )
-        self._memory_data = (stat, usage, peak, swap)
 
     def _number(self, data: bytes, name: str) -> int:
         try:

@@ -560,7 +560,8 @@ class TestWhatASampleCosts:
         self, recorded: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reader = recorded("v1-4.19/busy").reader(adaptive=False)
-        first = reader.read(FRESH)
+        reader.read(FRESH)
+        first = reader.read(CORE)
         monkeypatch.setattr(reader_v1, "MemoryUsage", None)
         monkeypatch.setattr(reader_v1, "CpuUsage", None)
         assert reader.read(CORE).memory is first.memory
