@@ -75,6 +75,7 @@ def test_ctrl_z_stops_the_job_and_fg_continues_it(session: Start) -> None:
     bash.until("ready")
     bash.send("\x1a")
     bash.until("Stopped")
+    bash.until("cameleer.cli run")  # of the same line: the next one is what fg prints
     bash.send("fg\r")
     bash.until("cameleer.cli run")
     bash.send("hello\r")
