@@ -70,6 +70,7 @@ def running(mark: str) -> list[str]:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0 or not detect().usable, reason="needs root and writable cgroups")
+@pytest.mark.skipif("CAMELEER_TEST_UML" in os.environ, reason="needs the memory of five hundred supervisors")
 async def test_five_hundred_tasks_outlive_a_killed_host_and_nothing_is_left(tmp_path: Path) -> None:
     mounts = Path("/proc/self/mountinfo").read_text()
     state = tmp_path / "first"
