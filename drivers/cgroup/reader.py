@@ -61,6 +61,26 @@ _PIDLIST_NS: Final = 1_500_000_000
 _reasons: dict[tuple[tuple[str, MissingReason], ...], Mapping[str, MissingReason]] = {}  # equal ones are one object
 
 
+class _UnixTime:
+    """How far Unix time is ahead of the monotonic clock; looked up once for all tasks of a sweep.
+
+    :ivar tick: the sweep for which it was.
+    """
+
+    __slots__ = ("ahead_ns", "tick")
+
+    def __init__(self) -> None:
+        self.tick: object = None
+        self.ahead_ns = 0
+
+    def look(self, tick: object) -> None:
+        self.ahead_ns = time_ns() - monotonic_ns()
+        self.tick = tick
+
+
+_UNIX: Final = _UnixTime()
+
+
 class _SmallFile:
     """A file of the extended tier whose text the kernel hands out in one piece.
 
@@ -206,7 +226,10 @@ class CgroupCounters:
         :raises RecoverableError: a text is garbled or cut short; descriptors are used up.
         :raises UnrecoverableError: it was closed.
         """
-        at_ns, taken_at_ns = monotonic_ns(), time_ns()
+        at_ns = monotonic_ns()
+        if _UNIX.tick is not tick:
+            _UNIX.look(tick)
+        taken_at_ns = at_ns + _UNIX.ahead_ns
         try:
             data = self._pread(self._first, self._first_bytes, 0)
             if data != self._first_data:

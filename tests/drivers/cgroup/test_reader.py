@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -407,6 +408,12 @@ class TestTiers:
         assert reader.read(EXTENDED_TOO).cpu.periods == 913
         group.add(source(1, "cpu.periods"), 1)
         assert reader.read(CORE).cpu.periods == 914, "it has a quota after all"
+
+    def test_unix_time_is_that_of_the_reading(self, recorded: Make) -> None:
+        reader = recorded("v2-6.12/busy").reader()
+        before = time.time_ns()
+        counters = reader.read(Tick(0))
+        assert before - SECOND // 1000 <= counters.taken_at_ns <= time.time_ns() + SECOND // 1000
 
     def test_groups_that_were_not_read_are_the_same_objects(self, recorded: Make) -> None:
         reader = recorded("v2-6.12/busy").reader(adaptive=False)
