@@ -99,7 +99,8 @@ async def test_five_hundred_tasks_outlive_a_killed_host_and_nothing_is_left(tmp_
             await asyncio.gather(*(task.stop(0) for task in tasks[begin : begin + 100]))
         results = await asyncio.gather(*(task.wait() for task in tasks))
         assert {result.status for result in results} == {FinalStatus.KILLED}
-        assert [result for result in results if result.signal != 9] == []
+        # the stop that the host died in is taken up again at the recovery, with the driver's own signal
+        assert [result for result in results if result.signal not in (2, 9)] == []
         assert all(result.usage.cpu_total_ns is not None for result in results)
         assert await host.leftovers() == []
     assert not list((state / "handles").iterdir())
