@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, Literal
+
+import msgspec
 
 from cameleer.drivers.cgroup import kernel
 from cameleer.drivers.cgroup.names import folder_name
@@ -38,13 +39,15 @@ class Mode(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CgroupMode:
+class CgroupMode(msgspec.Struct, frozen=True, kw_only=True):
     """What was found.
 
     :ivar mode: what is mounted.
     :ivar version: of the groups that we make; None: none can be made.
     :ivar mounts: folder by controller, as mounted; version 2's is ``unified``.
+    :ivar roots: the same for what of the tree is mounted there, where that is not all of it.
+    :ivar others: where further hierarchies of version 1 are mounted, in which we make groups for no purpose of ours
+        (``devices``, systemd's own): what runs containers makes the same path in all of them. Version 2 has none.
     :ivar bases: the same for the folders that our parent group is made in: for an unprivileged user its own subtree.
     :ivar parent: name of our parent group in each base.
     :ivar controllers: what groups of that version can be had with.
@@ -56,8 +59,10 @@ class CgroupMode:
 
     mode: Mode
     version: Literal[1, 2] | None = None
-    mounts: Mapping[str, str] = field(default_factory=dict)
-    bases: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[str, str] = {}
+    roots: Mapping[str, str] = {}
+    others: tuple[str, ...] = ()
+    bases: Mapping[str, str] = {}
     parent: str = DEFAULT_PARENT
     controllers: frozenset[str] = frozenset()
     delegated: bool = False
@@ -74,9 +79,20 @@ class CgroupMode:
         """Our parent group's folder, by controller; it need not exist yet."""
         return {controller: f"{base}/{self.parent}" for controller, base in self.bases.items()}
 
+    def folder(self, controller: str, path: str) -> str | None:
+        """Where a group is.
 
-@dataclass(frozen=True)
-class _Mount:
+        :param controller: ``unified`` is version 2.
+        :param path: as in ``/proc/PID/cgroup``.
+        :returns: None: the hierarchy is not mounted, or not that part of it.
+        """
+        mount, root = self.mounts.get(controller), self.roots.get(controller, "").rstrip("/")
+        if mount is None or ".." in path.split("/") or not (path == root or path.startswith(f"{root}/")):
+            return None
+        return f"{mount}{path[len(root) :]}".rstrip("/")
+
+
+class _Mount(msgspec.Struct, frozen=True):
     root: str
     point: str
     kind: str
@@ -84,10 +100,17 @@ class _Mount:
     controllers: tuple[str, ...]
 
 
-def detect(parent: str = DEFAULT_PARENT, *, proc: str = "/proc", systemd: str = "/run/systemd/system") -> CgroupMode:
+def detect(
+    parent: str = DEFAULT_PARENT,
+    *,
+    inside: bool = False,
+    proc: str = "/proc",
+    systemd: str = "/run/systemd/system",
+) -> CgroupMode:
     """Look at what is mounted and what this process may do there.
 
     :param parent: our parent group under the mount, as a path: ``cameleer`` or ``my.slice/cameleer``.
+    :param inside: below the groups that this process is in itself, also as root: what limits it holds for them too.
     :param proc: where proc is mounted.
     :param systemd: exists where systemd manages the machine.
     """
@@ -98,6 +121,8 @@ def detect(parent: str = DEFAULT_PARENT, *, proc: str = "/proc", systemd: str = 
     points = {name: each.point for name, each in v1.items()}
     if v2 is not None:
         points["unified"] = v2.point
+    roots = {name: each.root for name, each in v1.items()} | ({} if v2 is None else {"unified": v2.root})
+    roots = {name: root for name, root in roots.items() if root != "/"}
     if not points:
         return CgroupMode(
             mode=Mode.NONE,
@@ -106,11 +131,18 @@ def detect(parent: str = DEFAULT_PARENT, *, proc: str = "/proc", systemd: str = 
             remedy="mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         )
     if v2 is not None and (not v1 or ("freezer" not in v1 and "memory" in _controllers(v2.point))):
-        return _version_2(v2, points, parent, proc=proc, systemd=os.path.exists(systemd))
-    return _version_1(v1, points, parent)
+        return _version_2(v2, points, roots, parent, proc=proc, systemd=os.path.exists(systemd), inside=inside)
+    found = _version_1(v1, points, roots, parent, mounts)
+    return _inside_ours(found, proc) if inside and found.usable else found
 
 
-def _version_1(mounts: Mapping[str, _Mount], points: Mapping[str, str], parent: str) -> CgroupMode:
+def _version_1(
+    mounts: Mapping[str, _Mount],
+    points: Mapping[str, str],
+    roots: Mapping[str, str],
+    parent: str,
+    all_mounts: Sequence[_Mount],
+) -> CgroupMode:
     bases = {name: mounts[name].point for name in V1_CONTROLLERS if name in mounts}
     reason = remedy = ""
     if "freezer" not in bases:
@@ -126,6 +158,8 @@ def _version_1(mounts: Mapping[str, _Mount], points: Mapping[str, str], parent: 
         mode=Mode.HYBRID if "unified" in points else Mode.V1,
         version=1,
         mounts=points,
+        roots=roots,
+        others=_others(all_mounts, mounts),
         bases=bases,
         parent=parent,
         controllers=frozenset(bases),
@@ -134,17 +168,41 @@ def _version_1(mounts: Mapping[str, _Mount], points: Mapping[str, str], parent: 
     )
 
 
-def _version_2(mount: _Mount, points: Mapping[str, str], parent: str, *, proc: str, systemd: bool) -> CgroupMode:
+def _inside_ours(found: CgroupMode, proc: str) -> CgroupMode:
+    """The same of version 1, for groups inside those that this process is in."""
+    bases = {}
+    for line in kernel.read(f"{proc}/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for name in controllers.split(","):
+            if name in found.bases and (folder := found.folder(name, path)) is not None:
+                bases[name] = folder
+    missing = found.bases.keys() - bases.keys()
+    reason = f"our own group of {', '.join(sorted(missing))} is outside of what is mounted" if missing else ""
+    return msgspec.structs.replace(found, bases={**found.bases, **bases}, reason=reason)
+
+
+def _version_2(
+    mount: _Mount,
+    points: Mapping[str, str],
+    roots: Mapping[str, str],
+    parent: str,
+    *,
+    proc: str,
+    systemd: bool,
+    inside: bool,
+) -> CgroupMode:
     own = _own_folder(mount, proc)
-    base = mount.point if os.geteuid() == 0 or own is None else own
+    base = mount.point if (os.geteuid() == 0 and not inside) or own is None else own
     if base != mount.point and os.path.basename(base) == OWN_LEAF:
         base = os.path.dirname(base)
     delegated = os.path.exists(f"{base}/cgroup.type")  # the root of the tree has no such file
     available = frozenset(V2_CONTROLLERS) & _controllers(base)
     remedy = SCOPE if systemd and os.geteuid() != 0 else "sudo cameleer run …"
-    inside: list[int] = []
+    members: list[int] = []
     reason = ""
-    if not mount.writable:
+    if inside and own is None:
+        reason = "our own group is outside of what is mounted"
+    elif not mount.writable:
         reason = f"cgroup v2 is mounted read-only at {mount.point}"
         remedy = f"mount -o remount,rw {mount.point}"
     elif not all(os.access(f"{base}{name}", os.W_OK) for name in ("", "/cgroup.procs", "/cgroup.subtree_control")):
@@ -152,8 +210,8 @@ def _version_2(mount: _Mount, points: Mapping[str, str], parent: str, *, proc: s
     elif not available:
         reason = f"no controller is available in {base}"
     elif delegated:
-        inside = kernel.members(base)
-        if others := [pid for pid in inside if pid != os.getpid() and not _is_ours(pid, proc)]:
+        members = kernel.members(base)
+        if others := [pid for pid in members if pid != os.getpid() and not _is_ours(pid, proc)]:
             shown = ", ".join(map(str, others[:5]))
             reason = f"other processes are in {base} ({shown}), so controllers cannot be enabled for groups inside it"
             if os.geteuid() == 0:
@@ -162,13 +220,23 @@ def _version_2(mount: _Mount, points: Mapping[str, str], parent: str, *, proc: s
         mode=Mode.HYBRID if len(points) > 1 else Mode.V2,
         version=2,
         mounts=points,
+        roots=roots,
         bases={"unified": base},
         parent=parent,
         controllers=available,
         delegated=delegated,
-        must_move=bool(inside),
+        must_move=bool(members),
         reason=reason,
         remedy=remedy if reason else "",
+    )
+
+
+def _others(mounts: Iterable[_Mount], used: Mapping[str, _Mount]) -> tuple[str, ...]:
+    """Where the same part of the tree is mounted of the hierarchies that we do not use."""
+    roots = {each.root for each in used.values()}
+    points = {each.point for each in used.values()}
+    return tuple(
+        sorted(each.point for each in mounts if each.writable and each.root in roots and each.point not in points)
     )
 
 
@@ -237,7 +305,8 @@ def _mounts(proc: str) -> list[_Mount]:
             options = set(fields[5].split(","))
             writable = "ro" not in options and "ro" not in rest[2].split(",")
             found[point] = _Mount(_unescape(fields[3]), point, rest[0], writable, tuple(rest[2].split(",")))
-    return sorted(found.values(), key=lambda each: each.writable)  # later ones win: those that can be written
+    # later ones win: those that can be written, and of these the ones of the whole tree
+    return sorted(found.values(), key=lambda each: (each.writable, each.root == "/"))
 
 
 def _unescape(path: str) -> str:

@@ -195,21 +195,31 @@ class Member:
 
     def row(self) -> ProcessRow:
         """What its line says, as it was read last."""
-        stat = parse_stat(self.data, self.stat_path)
-        return ProcessRow(
-            pid=stat.pid,
-            name=display_name(stat.name),
-            ppid=stat.ppid,
-            state=stat.state,
-            start_ticks=stat.start_ticks,
-            user_ns=stat.user_ticks * NS_PER_TICK,
-            system_ns=stat.system_ticks * NS_PER_TICK,
-            rss_bytes=stat.rss_pages * PAGE_BYTES,
-            threads=stat.threads,
-        )
+        return row(self.data, self.stat_path)
 
     def close(self) -> None:
         """Close its kept descriptor; twice without error."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             self._files.release(fd)
+
+
+def row(data: bytes, source: str) -> ProcessRow:
+    """What a line of ``/proc/PID/stat`` says.
+
+    :param data: the first ``STAT_BYTES`` of it.
+    :param source: its path, for the error.
+    :raises RecoverableError: the line is cut short or garbled.
+    """
+    stat = parse_stat(data, source)
+    return ProcessRow(
+        pid=stat.pid,
+        name=display_name(stat.name),
+        ppid=stat.ppid,
+        state=stat.state,
+        start_ticks=stat.start_ticks,
+        user_ns=stat.user_ticks * NS_PER_TICK,
+        system_ns=stat.system_ticks * NS_PER_TICK,
+        rss_bytes=stat.rss_pages * PAGE_BYTES,
+        threads=stat.threads,
+    )

@@ -41,10 +41,11 @@ class Machine:
         group(point, controllers)
         return point
 
-    def detect(self, parent: str = "cameleer", *, systemd: bool = True) -> CgroupMode:
+    def detect(self, parent: str = "cameleer", *, systemd: bool = True, inside: bool = False) -> CgroupMode:
         (self.proc / "self/mountinfo").write_text("\n".join(self.lines) + "\n")
         (self.proc / "self/cgroup").write_text("\n".join(self.own) + "\n")
-        return detect(parent, proc=str(self.proc), systemd=str(self.folder if systemd else self.folder / "none"))
+        marker = str(self.folder if systemd else self.folder / "none")
+        return detect(parent, inside=inside, proc=str(self.proc), systemd=marker)
 
     def process(self, pid: int, parent: int) -> None:
         (self.proc / str(pid)).mkdir()
@@ -287,3 +288,64 @@ def test_a_user_may_not_make_groups_where_nothing_is_delegated() -> None:
     said = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
     assert said[0] == "False"
     assert "cameleer run" in said[1] or "mount" in said[1]
+
+
+def test_further_hierarchies_of_version_1_are_known_as_far_as_the_same_part_of_them_is_mounted(
+    machine: Machine,
+) -> None:
+    for name in ("freezer", "memory"):
+        machine.v1(name)
+    devices = machine.v1("devices")
+    named = machine.mount("systemd", "cgroup", "rw,xattr,name=systemd")
+    unified = machine.v2("unified", controllers="")
+    machine.mount("inner", "cgroup", "rw,memory", root="/docker/1234")
+    machine.v1("perf_event", flags="ro,nosuid")
+    assert machine.detect().others == tuple(sorted(map(str, (devices, named, unified))))
+
+
+def test_version_2_has_no_further_hierarchies(machine: Machine) -> None:
+    machine.v2()
+    machine.own.append("0::/")
+    assert machine.detect().others == ()
+
+
+def test_a_group_is_where_its_part_of_the_tree_is_mounted(machine: Machine) -> None:
+    memory = machine.v1("memory", root="/docker/1234")
+    freezer = machine.v1("freezer")
+    found = machine.detect()
+    assert found.folder("memory", "/docker/1234/a/b") == f"{memory}/a/b"
+    assert found.folder("memory", "/docker/1234") == str(memory)
+    assert found.folder("memory", "/docker/12345") is None
+    assert found.folder("memory", "/a") is None
+    assert found.folder("freezer", "/a") == f"{freezer}/a"
+    assert found.folder("freezer", "/") == str(freezer)
+    assert found.folder("freezer", "/../a") is None
+    assert found.folder("cpu", "/a") is None
+
+
+def test_groups_may_be_inside_our_own_of_version_1(machine: Machine) -> None:
+    memory, freezer = machine.v1("memory", root="/docker/1234"), machine.v1("freezer")
+    machine.own = ["4:memory:/docker/1234/a", "3:freezer:/", "1:name=systemd:/user.slice", "0::/user.slice"]
+    found = machine.detect(inside=True)
+    assert found.usable
+    assert found.parents() == {"memory": f"{memory}/a/cameleer", "freezer": f"{freezer}/cameleer"}
+    machine.own[0] = "4:memory:/docker/5678"
+    assert "memory" in machine.detect(inside=True).reason
+    assert machine.detect().usable
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_groups_may_be_inside_our_own_of_version_2_also_as_root(machine: Machine) -> None:
+    point = machine.v2()
+    machine.own.append("0::/system.slice/a.service")
+    group(point / "system.slice/a.service", "cpu memory", root=False)
+    assert machine.detect().bases == {"unified": str(point)}
+    found = machine.detect(inside=True)
+    assert (found.bases, found.delegated) == ({"unified": str(point / "system.slice/a.service")}, True)
+    assert found.usable
+    group(point / "system.slice/a.service", "cpu memory", 1, root=False)
+    machine.process(1, 0)
+    assert "other processes" in machine.detect(inside=True).reason
+    machine.own[-1] = "0::/../elsewhere"
+    assert "outside" in machine.detect(inside=True).reason
