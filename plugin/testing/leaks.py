@@ -84,10 +84,10 @@ class LeakChecks(SuiteBase):
 
     @check()
     async def test_no_process_is_left(self) -> None:
-        seen: set[tuple[int, str]] = set()
+        before = _descendants()  # the embedder's own
         async with self.host() as host:
             await self.busy_life(host)
-            seen |= _descendants()
+            seen = _descendants() - before
         left: set[tuple[int, str]] = set()
 
         def gone() -> bool:

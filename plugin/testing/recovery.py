@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from cameleer.task import Task, TaskHandle
     from cameleer.usage import TaskResourceUsage
 
+_UNSEEN_S = 0.5
+"""How long a task runs that sees none of our files, and is to end while no host lives."""
+
 
 class RecoveryChecks(SuiteBase):
     """Tasks are found again, with their result and their counters."""
@@ -99,14 +102,20 @@ class RecoveryChecks(SuiteBase):
     @check("recover", "shell")
     async def test_a_task_that_ended_meanwhile_is_found_with_its_exit_code(self) -> None:
         go, done = self.folder / "go", self.folder / "done"
-        script = 'while [ ! -e "$1" ]; do sleep 0.02; done; echo done; exit 23'
+        sees_files = self.offers("host files")
+        until = 'while [ ! -e "$1" ]; do sleep 0.02; done' if sees_files else f"sleep {_UNSEEN_S}"
+        script = f"{until}; echo done; exit 23"
         async with self.left_running(self.shell(script, str(go)), stdout=Stdio.file(done)) as handle:
-            go.touch()
-            await self.ready(done)
+            if sees_files:
+                go.touch()
+                await self.ready(done)
+            else:  # nothing tells of its end while no host lives
+                await asyncio.sleep(2 * _UNSEEN_S)
             async with self.later_host() as host:
                 task = await self.recovered(host, handle)
                 result = await self.soon(task.wait(), "wait did not return for a task that had ended")
                 assert (result.exit_code, result.status) == (23, FinalStatus.ERROR)
+                assert done.read_text() == "done\n", "its output is not complete"
                 await self.soon(task.destroy(), "destroy did not return")
 
     @check("recover", "stats", "busy")
