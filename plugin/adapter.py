@@ -165,7 +165,7 @@ class AdaptedTask(RunningTask):
         self.inner = inner
         self.network = inner.network
         self.started_at_ns = inner.started_at_ns
-        self.default_kill_signal = inner.default_kill_signal  # type: ignore[misc]
+        self.default_kill_signal = inner.default_kill_signal
         self._driver = driver
         self._end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         if end is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+INFO, WARNING = 20, 30
 HOLDS_THE_LOOP_S = 0.1
 """A driver that keeps the event loop for longer is named."""
 
@@ -64,11 +65,13 @@ class LoopWatch:
         if held > HOLDS_THE_LOOP_S:
             seen = self._seen
             where = f" at {seen[1]}" if seen is not None and seen[0] == began else ""
+            level = INFO if where.endswith(" in <module>") or "<frozen importlib" in where else WARNING
             collections = gc.get_stats()[2]["collections"]
             if collections != self._collections:  # its pauses look the same from here
                 self._collections = collections
                 where += " (or a full garbage collection did)"
-            log.warning(
+            log.log(  # what is imported for the first time is no fault of the driver's
+                level,
                 "%s held the event loop for %.0f ms%s: use await, or derive from BlockingDriver",
                 who,
                 held * 1000,

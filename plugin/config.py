@@ -241,7 +241,8 @@ class TaskConfig:
     :ivar cwd: working directory; None: the driver's default.
     :ivar user: user to run as; None: the host's own.
     :ivar terminal: ``none``: a session of its own; ``inherit``: the caller's session and process group, as a command
-        in a shell; ``pty``: a session whose terminal is ``stdin``.
+        in a shell; ``pty``: a session whose terminal is ``stdin``; a container's is its own, and ``stdin`` and
+        ``stdout`` are connected with it.
 
     Surroundings
 

@@ -3,13 +3,14 @@
 The smallest driver has a ``name``, ``start``, and a task with ``wait``, ``signal`` and ``read``; everything else has a
 default. The host does the rest: time, retries, deadlines, rates, the final status, hooks and publishing. Drivers
 without asyncio derive from the plain-function forms in :mod:`cameleer.blocking`.
+
+The values here are msgspec Structs: six dataclasses would be a fortieth of what a short run costs.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
@@ -34,8 +35,7 @@ class NoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A schema without a single key: the default for drivers that have no settings."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Capabilities:
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver can do. The first six follow from what it overrides, see :func:`capabilities_of`.
 
     :ivar honours: names of the ``TaskConfig`` and ``Resources`` fields beyond the common ones that it acts upon
@@ -63,8 +63,7 @@ class Capabilities:
     dynamic_workload_users: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a driver can be used here, and what it found.
 
     :ivar health: ``undetected``: what it drives is not installed; ``unhealthy``: it is, and does not work now.
@@ -74,11 +73,10 @@ class Fingerprint:
 
     health: Literal["undetected", "unhealthy", "healthy"] = "healthy"
     description: str = "Healthy"
-    attributes: Mapping[str, tuple[str | int | float | bool, str]] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[str | int | float | bool, str]] = {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskEvent:
+class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something a driver noticed about a task: a pull's progress, a failed health check.
 
     :ivar at_ns: Unix time, nanoseconds.
@@ -89,30 +87,27 @@ class TaskEvent:
     at_ns: int
     alloc_id: str = ""
     task_name: str = ""
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkSpec:
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A network that a driver made for an allocation."""
 
     mode: Literal["host", "group", "task", "none"]
     path: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
     hostname: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkOverride:
+class NetworkOverride(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver did differently from what the task's ports asked for."""
 
-    port_map: Mapping[str, int] = field(default_factory=dict)
+    port_map: Mapping[str, int] = {}
     address: str = ""
     auto_advertise: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Leftover:
+class Leftover(msgspec.Struct, frozen=True, kw_only=True):
     """Something of a task that nobody looks after any more: its supervisor is gone and no handle claims it.
 
     :ivar task_id: the task that it belonged to.
@@ -190,11 +185,12 @@ class RunningTask(ABC):
     :ivar driver_state: what ``recover`` needs to find the task again; kept in its handle.
     :ivar network: set by a driver whose task is reached otherwise than its ports say.
     :ivar started_at_ns: Unix time, nanoseconds, where the driver knows better than "when ``start`` returned".
+    :ivar default_kill_signal: first signal of a stop, where neither caller nor task names one.
     """
 
     network: NetworkOverride | None = None
     started_at_ns: int | None = None
-    default_kill_signal: ClassVar[int] = SIGINT
+    default_kill_signal: int = SIGINT
 
     def __init__(self, config: TaskConfig, driver_state: bytes = b"") -> None:
         self.config = config
@@ -263,9 +259,38 @@ class RunningTask(ABC):
         """
         raise NotSupported(f"{type(self).__name__} cannot run further commands in a task")
 
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the task's own terminal its size, where the driver gave it one."""
+        raise NotSupported(f"{type(self).__name__} has no terminal of its own")
+
     async def inspect(self) -> Mapping[str, str]:
         """Attributes that only the driver knows; state and times are the host's."""
         return {}
+
+
+class AttachedTask(RunningTask):
+    """Something that others run: only measured, never stopped or removed. Drivers derive from it, and add ``wait``.
+
+    :param what: it is, for messages.
+    """
+
+    def __init__(self, config: TaskConfig, what: str) -> None:
+        super().__init__(config)
+        self._what = what
+
+    async def signal(self, signum: int) -> None:
+        """Refused: it is not ours.
+
+        :raises NotSupported: always.
+        """
+        raise NotSupported(f"{self._what} is somebody else's: it is only measured")
+
+    async def stop(self, timeout_s: float, signum: int) -> None:
+        """Refused: it is not ours.
+
+        :raises NotSupported: always.
+        """
+        await self.signal(signum)
 
 
 class DriverBase(ABC):
@@ -360,8 +385,6 @@ class Driver(DriverBase):
 
 def capabilities_of(driver: type[DriverBase]) -> Capabilities:
     """The whole capabilities of a driver: what it declares, and what its code shows by overriding a default."""
-    import dataclasses
-
     from cameleer.blocking import BlockingDriver, BlockingTask
 
     blocking = issubclass(driver, BlockingDriver)
@@ -372,7 +395,7 @@ def capabilities_of(driver: type[DriverBase]) -> Capabilities:
     def overrides(owner: type[Any], base: type[Any], name: str) -> bool:
         return getattr(owner, name, None) is not getattr(base, name, None)
 
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         driver.capabilities,
         stats=overrides(task, base_task, "read") or overrides(task, base_task, "stats"),
         send_signals=driver.capabilities.send_signals,

@@ -351,6 +351,8 @@ class Host:
                 driver = await self.driver(name)
                 if driver.cls.__dict__.get("leftovers", Driver.leftovers) is not Driver.leftovers:
                     found += [(name, each) for each in await driver.leftovers(claimed)]
+            except MissingExtra:  # so it has never been used here
+                continue
             except DriverError as exc:
                 log.warning("cannot look for leftovers of %s: %s", name, exc, extra=fields(driver=name))
         return found

@@ -94,9 +94,12 @@ class StateDir:
             )
 
     def host_id(self) -> str:
-        """The id that tells this host's tasks from another's: kept here, random without a kept folder."""
-        if not self.keeps_handles:
-            return os.urandom(8).hex()
+        """The id that tells this host's tasks from another's: kept here.
+
+        A private folder has it in its name, so what a host left behind that was killed can be found by that.
+        """
+        if self.path.name.startswith(_PREFIX):
+            return self.path.name.rpartition("-")[2]
         path = self.path / "host_id"
         try:
             kept = path.read_text().strip()

@@ -177,6 +177,13 @@ class Task:
         session = await self._life.ask("exec", lambda running: running.exec(command, tty=tty, size=size, env=env))
         return cast("ExecSession", session)
 
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the task's terminal its size, where its driver gave it one of its own (``terminal="pty"``, an image).
+
+        :raises NotSupported: its terminal is the caller's, or it has none.
+        """
+        await self._life.ask("resize", lambda running: running.resize(rows, columns))
+
     async def inspect(self) -> Mapping[str, str]:
         """Attributes that only the driver knows."""
         return cast("Mapping[str, str]", await self._life.ask("inspect", lambda running: running.inspect()))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fakes import FakeDriver, FakeTask, FunctionDriver, ReadTask, a_driver, counters
@@ -632,6 +633,31 @@ async def test_one_state_folder_serves_one_host_at_a_time(tmp_path: Path) -> Non
         first = host.node.host_id
     async with a_host(state_dir=tmp_path) as host:
         assert host.node.host_id == first
+
+
+async def test_what_a_killed_host_left_is_found_by_its_private_folder() -> None:
+    async with a_host() as host:
+        assert host.node.state_dir is not None
+        folder, left_by = host.node.state_dir, host.node.host_id
+    folder.mkdir(mode=0o700)  # as a kill would have left it
+    async with a_host(state_dir=folder) as host:
+        assert host.node.host_id == left_by
+    shutil.rmtree(folder)
+
+
+async def test_a_terminal_of_the_tasks_own_is_told_its_size() -> None:
+    class Sized(ReadTask):
+        size = (0, 0)
+
+        async def resize(self, rows: int, columns: int) -> None:
+            self.size = (rows, columns)
+
+    async with a_host(a_driver(task_type=Sized), a_driver(name="plain")) as host:
+        task = await host.start(TaskConfig(command="x"), "fake")
+        await task.resize(24, 80)
+        assert cast("Sized", fake_of(task)).size == (24, 80)
+        with pytest.raises(NotSupported, match="no terminal of its own"):
+            await (await host.start(TaskConfig(command="x"), "plain")).resize(24, 80)
 
 
 def test_detach_without_a_state_folder_is_an_error() -> None:
