@@ -1,4 +1,7 @@
-"""A real Docker engine of the tests' own, on a socket of its own, with one small image."""
+"""A real Docker engine of the tests' own, on a socket of its own, with one small image::
+
+python tests/support/engine.py COMMAND…  # runs a command with DOCKER_HOST set, and ends the engine with it
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -17,6 +21,7 @@ import pytest
 
 IMAGE = "busybox:test"
 PATIENCE_S = 30.0
+_OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
 _BUSYBOX = shutil.which("busybox")
 
 missing = (
@@ -35,8 +40,13 @@ class Engine:
     :ivar pid: of dockerd; 0 while it does not run.
     """
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, bridge: bool = False) -> None:
+        """Start nothing yet.
+
+        :param bridge: in a network namespace of its own, where it may have a bridge; see :meth:`inside`.
+        """
         self.folder = folder
+        self._bridge = bridge
         self.address = f"unix://{folder}/sock"
         self.group = folder.name
         self.pid = 0
@@ -47,14 +57,18 @@ class Engine:
         """Start it, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log = (self.folder / "log").open("ab")
+        network = ["--userland-proxy=true"] if self._bridge else ["--bridge=none"]
         self._process = subprocess.Popen(
             [
+                *(_OWN_NETWORK if self._bridge else ()),
+                "env",
+                "--default-signal",  # of whoever started the tests, and so of the containers
                 "dockerd",
                 f"--data-root={self.folder}/data",
                 f"--exec-root={self.folder}/exec",
                 f"--pidfile={self.folder}/pid",
                 f"--host={self.address}",
-                "--bridge=none",
+                *network,
                 "--iptables=false",
                 "--ip6tables=false",
                 f"--cgroup-parent=/{self.group}",
@@ -72,6 +86,10 @@ class Engine:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"dockerd does not answer: {self.log()[-2000:]}")
             time.sleep(0.05)
+
+    def inside(self, *command: str) -> list[str]:
+        """The words that run a command in the engine's network namespace."""
+        return ["nsenter", f"--net=/proc/{self.pid}/ns/net", *command]
 
     def log(self) -> str:
         """What it wrote so far."""
@@ -181,10 +199,10 @@ def small_image(target: Path) -> None:
 
 
 @contextmanager
-def running(*options: str, images: Sequence[str] = (IMAGE,)) -> Iterator[Engine]:
+def running(*options: str, images: Sequence[str] = (IMAGE,), bridge: bool = False) -> Iterator[Engine]:
     """An engine for the time of the context."""
     folder = Path(tempfile.mkdtemp(prefix="cameleer-engine-"))  # short: the path of a socket has 107 bytes at most
-    engine = Engine(folder, *options)
+    engine = Engine(folder, *options, bridge=bridge)
     try:
         engine.start()
         for image in images:
@@ -193,3 +211,10 @@ def running(*options: str, images: Sequence[str] = (IMAGE,)) -> Iterator[Engine]
     finally:
         engine.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    with running() as started:
+        environment = {**os.environ, "DOCKER_HOST": started.address}
+        status = subprocess.run(sys.argv[1:], env=environment, check=False).returncode
+    sys.exit(status)
