@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cameleer.driver import DriverBase
+
+_SETTING = "driver_config."
+
+
+def acts_upon(driver: type[DriverBase], field: str) -> bool:
+    """Whether a driver honours a field of the task's, or has a setting: ``driver_config.keep``."""
+    if field.startswith(_SETTING):
+        return field.removeprefix(_SETTING) in driver.task_schema.__struct_fields__
+    return field in driver.capabilities.honours
 
 
 def who_can(field: str, known: Sequence[str], disabled: bool | list[str]) -> str:
     """Name the installed drivers that honour a field of the task's; else say which would, and that none is here.
 
-    :param field: of ``TaskConfig`` or ``Resources``.
+    :param field: of ``TaskConfig`` or ``Resources``, or ``driver_config.NAME``.
     :param known: drivers that do when they are installed.
     """
     from cameleer.driver import DriverBase
@@ -24,7 +37,7 @@ def who_can(field: str, known: Sequence[str], disabled: bool | list[str]) -> str
             if name in known:
                 missing.append(name)
             continue
-        if isinstance(cls, type) and issubclass(cls, DriverBase) and field in cls.capabilities.honours:
+        if isinstance(cls, type) and issubclass(cls, DriverBase) and acts_upon(cls, field):
             able.append(name)
     if able:
         return f"use --driver {' or '.join(sorted(able))}"

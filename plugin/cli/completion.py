@@ -98,10 +98,10 @@ _BASH_VALUES = {
 def _bash_case(command: Command) -> str:
     values: dict[str, list[str]] = {}
     for option in _with_value(command):
-        values.setdefault(_BASH_VALUES[option.complete], []).append(option.flag)
+        values.setdefault(_BASH_VALUES[option.complete], []).extend(option.words)
     lines = [f"    {command.name})"]
     if command.takes_command:
-        valued = "|".join(option.flag for option in _with_value(command))
+        valued = "|".join(word for option in _with_value(command) for word in option.words)
         lines += [
             "        ((position++))",
             "        while [[ $position -lt $COMP_CWORD ]]; do",
@@ -191,7 +191,10 @@ def _zsh_case(command: Command) -> str:
             lines.append(f"                '{option.flag}=-[{text}]' \\")
         elif option.metavar:
             value = _ZSH_VALUES[option.complete]
-            lines.append(f"                '{star}{option.flag}=[{text}]:{_zsh_quoted(option.metavar)}:{value}' \\")
+            end = f"[{text}]:{_zsh_quoted(option.metavar)}:{value}' \\"
+            lines.append(f"                '{star}{option.flag}={end}")
+            if option.short:
+                lines.append(f"                '{star}{option.short}+{end}")
         else:
             lines.append(f"                '{star}{option.flag}[{text}]' \\")
     lines.append("                '(- *)--help[show the help]' \\")
@@ -237,6 +240,7 @@ def _fish() -> str:
                     part
                     for part in (
                         f"complete -c cameleer {seen} -l {option.flag[2:]}",
+                        f"-s {option.short[1:]}" if option.short else "",
                         value,
                         f"-d {_fish_quoted(option.help)}",
                     )

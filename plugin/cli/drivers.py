@@ -88,7 +88,7 @@ async def _ask(options: Namespace) -> tuple[list[DriverInfo], tuple[RefusedPlugi
 def record(info: DriverInfo) -> Mapping[str, Any]:
     """One driver as a JSON object."""
     capabilities: dict[str, Any] = {
-        name: getattr(info.capabilities, name) for name in info.capabilities.__dataclass_fields__
+        name: getattr(info.capabilities, name) for name in info.capabilities.__struct_fields__
     }
     capabilities["honours"] = sorted(info.capabilities.honours)
     return {

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from cameleer.cli import console
 from cameleer.cli.noview import NoView
 from cameleer.cli.screen import Above, Beside
-from cameleer.cli.terminal import Terminal, dumb, encoding_is_utf8, is_pipe
+from cameleer.cli.terminal import Terminal, dumb, encoding_is_utf8, is_pipe, raw_modes
+from cameleer.cli.through import STREAMS, keep_size
 from cameleer.cli.view import HEIGHT, Style, View
 from cameleer.config import Stdio
 
@@ -143,11 +144,12 @@ class AboveView(Live):
     """The task has a pty above the view: a relay between it and the terminal.
 
     :param streams: which of the descriptors 0, 1, 2 lead to the terminal; the others stay the task's own.
+    :param container: the task has a terminal of its own, which the driver connects with the pty.
     """
 
     drawn = True
 
-    def __init__(self, terminal: Terminal, streams: frozenset[int]) -> None:
+    def __init__(self, terminal: Terminal, streams: frozenset[int], *, container: bool = False) -> None:
         super().__init__()
         rows, columns = terminal.size
         self._terminal = terminal
@@ -155,6 +157,8 @@ class AboveView(Live):
         self._style = style()
         self._screen = Above(rows, HEIGHT)
         self._columns = columns
+        self._container = container and 0 in streams
+        self._resizing: asyncio.Task[None] | None = None
         self._task: Task | None = None
         self._keys = bytearray()
         self._output = bytearray()
@@ -171,7 +175,7 @@ class AboveView(Live):
             modes = list(terminal.modes)
             if 0 not in streams:  # then the terminal is not made raw, and turns line ends itself
                 modes[1] &= ~termios.OPOST
-            termios.tcsetattr(self._slave, termios.TCSANOW, modes)
+            termios.tcsetattr(self._slave, termios.TCSANOW, raw_modes(modes) if self._container else modes)
 
     def task_fields(self) -> Mapping[str, Any]:
         """The pty in place of the terminal."""
@@ -184,6 +188,7 @@ class AboveView(Live):
     def start(self, task: Task) -> None:
         """Take the terminal."""
         self._task = task
+        self._resize_pty()
         os.close(self._slave)
         self._slave = -1
         self._take()
@@ -228,6 +233,8 @@ class AboveView(Live):
             console.give_back(self._say)
             self._give()
             self._task = None
+            if self._resizing is not None:
+                self._resizing.cancel()
         for fd in {self._master, self._slave} - {-1}:
             os.close(fd)
         self._master = self._slave = -1
@@ -271,6 +278,10 @@ class AboveView(Live):
     def _resize_pty(self) -> None:
         size = struct.pack("HHHH", self._screen.task_rows, self._columns, 0, 0)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+        if self._container and self._task is not None and (self._resizing is None or self._resizing.done()):
+            self._resizing = asyncio.get_running_loop().create_task(
+                keep_size(self._task, lambda: (self._screen.task_rows, self._columns))
+            )
 
     def _say(self, text: str) -> None:
         if self._terminal.is_at(2):
@@ -412,7 +423,9 @@ def style() -> Style:
     return Style(colour=not os.environ.get("NO_COLOR"), unicode=encoding_is_utf8())
 
 
-def choose(terminal: Terminal | None, *, asked: bool, quiet: bool, task_writes: bool = True) -> NoView:
+def choose(
+    terminal: Terminal | None, *, asked: bool, quiet: bool, task_writes: bool = True, container: bool = False
+) -> NoView:
     """Choose the view.
 
     By itself it comes only where the task's output goes to files: not to this terminal, and into no pipe at whose
@@ -421,6 +434,7 @@ def choose(terminal: Terminal | None, *, asked: bool, quiet: bool, task_writes: 
     :param asked: ``--live``.
     :param quiet: ``--quiet``: none by itself.
     :param task_writes: the task writes to our own descriptors; no for one that somebody else runs.
+    :param container: the task has a terminal of its own, where all its streams are one.
     """
     drawable = terminal is not None and not dumb() and terminal.foreground and terminal.modes is not None
     if not asked:
@@ -430,10 +444,12 @@ def choose(terminal: Terminal | None, *, asked: bool, quiet: bool, task_writes: 
             return NoView()
     if terminal is None or not drawable:
         return PlainLines()
-    streams = frozenset(fd for fd in range(3) if task_writes and terminal.is_at(fd))
+    streams = frozenset(fd for fd in STREAMS if task_writes and terminal.is_at(fd))
     rows, columns = terminal.size
     if rows < _LEAST_ROWS or columns < _LEAST_COLUMNS:
         if asked:
             console.say(f"the terminal has {rows} rows and {columns} columns: too few for the live view")
         return NoView()
-    return AboveView(terminal, streams) if streams & set(_OUTPUTS) else BesideTask(terminal)
+    if container and len(streams) < len(STREAMS):
+        streams -= {0}
+    return AboveView(terminal, streams, container=container) if streams & set(_OUTPUTS) else BesideTask(terminal)

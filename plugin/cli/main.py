@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from cameleer.openfiles import raise_limit
+
 FAILED = 125
 """Exit status when cameleer itself failed."""
 
@@ -47,12 +49,14 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; nothing is raised.
 
-    :param argv: the words after the program's name; None: those of this process, which is then ours alone: garbage is
-        not collected while modules are imported, nor at the very end, which is a sixth of the cost of a short run.
+    :param argv: the words after the program's name; None: those of this process, which is then ours alone: it may have
+        as many files open as it may at all, and garbage is not collected while modules are imported, nor at the very
+        end, which is a sixth of the cost of a short run.
     """
     if argv is not None:
         return _run(list(argv))
     gc.disable()
+    raise_limit()
     code = _run(sys.argv[1:])
     gc.freeze()
     return code

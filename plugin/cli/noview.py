@@ -22,6 +22,9 @@ class NoView:
         """Fields of the task's config that a view decides: its streams and its terminal."""
         return {}
 
+    def starting(self) -> None:
+        """The task is about to start, and may write before :meth:`begin`."""
+
     def begin(self, task: Task, command: Sequence[str]) -> View | None:
         """The task runs: begin to draw. Readings are to be added to what this returns."""
         return None

@@ -23,6 +23,7 @@ class Option(NamedTuple):
     :ivar kind: makes the value of its text; raises ConfigError.
     :ivar repeat: may be given more than once.
     :ivar complete: what a shell offers for its value.
+    :ivar short: its short form: ``-v``.
     """
 
     flag: str
@@ -31,6 +32,12 @@ class Option(NamedTuple):
     kind: Callable[[str], Any] = str
     repeat: bool = False
     complete: Literal["nothing", "file", "directory", "user", "driver"] = "nothing"
+    short: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it is written as."""
+        return (self.short, self.flag) if self.short else (self.flag,)
 
     @property
     def name(self) -> str:
@@ -109,7 +116,7 @@ def _add(section: argparse._ArgumentGroup, option: Option) -> None:
         section.add_argument(option.flag, action="store_true", help=text)
     else:
         section.add_argument(
-            option.flag,
+            *option.words,
             metavar=option.metavar,
             type=_kind(option.kind),
             action="append" if option.repeat else "store",
@@ -132,7 +139,8 @@ def split(command: Command, words: Sequence[str]) -> tuple[list[str], list[str]]
 
     argparse's ``REMAINDER`` does this differently from one Python to the next, and takes ``--`` for its own.
     """
-    takes_value = {option.flag for option in command.options if option.metavar and option is not NO_PLUGINS}
+    valued = [option for option in command.options if option.metavar and option is not NO_PLUGINS]
+    takes_value = {word for option in valued for word in option.words}
     position = 0
     while position < len(words):
         word = words[position]

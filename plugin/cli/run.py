@@ -81,6 +81,26 @@ def _interval(text: str) -> float:
     return value
 
 
+def _volume(text: str) -> object:
+    from cameleer.cli.containers import volume
+
+    return volume(text)
+
+
+def _port(text: str) -> object:
+    from cameleer.cli.containers import port
+
+    return port(text)
+
+
+def _policy(text: str) -> str:
+    from cameleer.cli.containers import PULL_POLICIES
+
+    if text not in PULL_POLICIES:
+        raise ConfigError(f"{text!r}: use {', '.join(PULL_POLICIES)}")
+    return text
+
+
 INTERVAL = Option("--interval", "SECONDS", "time between two readings (0.5, 200ms, 2m)", _interval)
 STATS_OUT = Option(
     "--stats-out", "FILE", "write one JSON object per reading; - is stdout, fd:N a descriptor", complete="file"
@@ -106,7 +126,7 @@ QUIET = Option("--quiet", "", "no summary, and no live view by itself")
 COMMAND = Command(
     name="run",
     help="run a command, show what it used",
-    synopsis="[OPTION]… [--] COMMAND [ARG]…",
+    synopsis="[OPTION]… [--] COMMAND [ARG]…\n       cameleer run --image IMAGE [OPTION]… [--] [COMMAND [ARG]…]",
     description="""\
 Run a command and show what it used: CPU, memory, IO, page faults, context switches, of the whole tree of processes.
 The first word that is no option begins the command; all that follows is its own.
@@ -129,6 +149,7 @@ examples:
   cameleer run --live python3 train.py
   cameleer run sort <in >out
   cameleer run --stats-out readings.jsonl --interval 0.1 ./job | less
+  cameleer run --image debian:12 -v .:/work --cwd /work --memory 1g make
 
 see also: cameleer watch --help, cameleer drivers --help""",
     groups=(
@@ -143,7 +164,6 @@ see also: cameleer watch --help, cameleer drivers --help""",
                 ),
                 Option("--user", "NAME", "run it as this user", complete="user"),
                 Option("--cwd", "DIR", "run it in this folder", complete="directory"),
-                Option("--image", "IMAGE", "run it in a container of this image; implies --driver docker"),
                 Option("--env", "K=V", "set a variable of its environment; K alone takes the caller's", repeat=True),
                 Option("--clean-env", "", "pass on nothing of the caller's environment but what --env names"),
                 Option(
@@ -153,6 +173,38 @@ see also: cameleer watch --help, cameleer drivers --help""",
                     "--timeout", "SECONDS", "end it after this time (90, 500ms, 2m): SIGTERM, 5 s later SIGKILL", _time
                 ),
                 Option("--kill-rest", "", "end what it leaves running; else that is named and left alone"),
+            ),
+        ),
+        Group(
+            "containers",
+            (
+                Option(
+                    "--image",
+                    "IMAGE",
+                    "run it in a container of this image, which is removed at the end; implies --driver docker; "
+                    "without a command it runs the image's own",
+                ),
+                Option(
+                    "--volume",
+                    "SRC:DST[:ro]",
+                    "show it the folder or file SRC as DST; a SRC without a slash is a named volume",
+                    _volume,
+                    repeat=True,
+                    complete="file",
+                    short="-v",
+                ),
+                Option(
+                    "--publish",
+                    "[IP:]HOST:CONTAINER[/udp]",
+                    "lead a port of this machine to it, from this machine alone unless another IP is given: 0.0.0.0 is "
+                    "from everywhere",
+                    _port,
+                    repeat=True,
+                    short="-p",
+                ),
+                Option("--network", "MODE", "its network: none, host, bridge, container:NAME, or a network's name"),
+                Option("--pull", "POLICY", "when the image is pulled: missing (default), always, never", _policy),
+                Option("--keep", "", "leave the container at the end, and say its name"),
             ),
         ),
         Group(
@@ -180,16 +232,24 @@ see also: cameleer watch --help, cameleer drivers --help""",
 )
 
 _LIMITS = {"--memory": "memory_bytes", "--cpu-mhz": "cpu_mhz", "--cpus": "cpu_quota_cores", "--pids": "pids"}
-_HONOURED = {**_LIMITS, "--user": "user", "--image": "image"}
-_KNOWN_TO = {"image": ("docker",)}
-_KNOWN_TO_OTHERS = ("exec", "docker")
+_HONOURED = {
+    **_LIMITS,
+    "--user": "user",
+    "--image": "image",
+    "--volume": "mounts",
+    "--publish": "ports",
+    "--network": "driver_config.network_mode",
+    "--pull": "driver_config.pull_policy",
+    "--keep": "driver_config.keep",
+}
+_OF_CONTAINERS = frozenset({"--image", "--publish", "--network", "--pull", "--keep"})
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``cameleer run``."""
     own, command = split(COMMAND, argv)
     options = parser_of(COMMAND).parse_args(plain(own))
-    if not command or not command[0]:
+    if not (command or options.image) or (command and not command[0]):
         raise UsageError("cameleer run needs a command; see cameleer run --help")
     import asyncio
 
@@ -210,6 +270,7 @@ class _Run:
 
         self.options = options
         self.command = command
+        self.title = command or [options.image]
         self.terminal = Terminal.controlling()
         self.signals = Signals(ours=self.terminal is None)
         self.live: NoView = NoView()
@@ -226,7 +287,6 @@ class _Run:
             self.readings = Readings(options.stats_out) if options.stats_out else None
         try:
             with self.signals:
-                self.live = self._view()
                 result, code = await self._measure()
         finally:
             await self.live.close()
@@ -238,14 +298,19 @@ class _Run:
             write_json(json_fd, options.json, result)
         return code
 
-    def _view(self) -> NoView:
+    def _view(self, *, container: bool) -> NoView:
         """The live view; what draws is imported only where something may be drawn."""
         terminal, options = self.terminal, self.options
+        if container and terminal is not None and not options.live:
+            from cameleer.cli.through import Through, leads_to
+
+            if leads_to(terminal):
+                return Through(terminal)
         if not options.live and (terminal is None or options.quiet or terminal.is_at(1) or terminal.is_at(2)):
             return NoView()
         from cameleer.cli.live import choose
 
-        return choose(terminal, asked=options.live, quiet=options.quiet)
+        return choose(terminal, asked=options.live, quiet=options.quiet, container=container)
 
     async def _measure(self) -> tuple[ExitResult, int]:
         """Start the command, follow it, sum it up; the result and our exit status."""
@@ -262,7 +327,11 @@ class _Run:
             if not options.quiet:
                 from cameleer.cli.summary import lines
 
-                write("\n".join(lines(result, self.command, started.info.config.resources)) + "\n")
+                write("\n".join(lines(result, self.title, started.info.config.resources)) + "\n")
+            if options.keep:
+                from cameleer.cli.containers import tell_kept
+
+                await tell_kept(started)
             await _end(started)
         return result, _status(result)
 
@@ -278,7 +347,10 @@ class _Run:
             driver = await _driver(host, name, by_image=self.options.driver is None)
             if name == "exec" and self.options.driver is None:
                 await _check_healthy(driver, self.options)
-            task = await host.start(self._config(task_id, driver), driver=name)
+            container = _has_images(driver)
+            self.live = self._view(container=container)
+            config = self._config(task_id, driver)
+            task = await (self._start_container(host, driver, config) if container else host.start(config, name))
         except (ConfigError, PluginError):
             raise
         except DriverError as exc:
@@ -303,11 +375,23 @@ class _Run:
             gc.enable()
         return task
 
+    async def _start_container(self, host: Host, driver: OpenDriver, config: TaskConfig) -> Task:
+        """Start it, and show meanwhile how far the pull of its image is."""
+        from cameleer.cli.containers import Progress
+
+        self.signals.for_container()
+        self.live.starting()
+        async with Progress(driver, config.id):
+            return await host.start(config, driver.name)
+
     def _config(self, task_id: str, driver: OpenDriver) -> TaskConfig:
         from cameleer.config import Stdio
 
+        terminal, container = self.terminal, _has_images(driver)
         streams: dict[str, Any] = {name: Stdio.inherit() for name in ("stdin", "stdout", "stderr")}
-        streams["terminal"] = "none" if self.terminal is None else "inherit"
+        streams["terminal"] = "none" if terminal is None or container else "inherit"
+        if container and terminal is not None and terminal.is_at(0) and not terminal.foreground:
+            streams["stdin"] = Stdio.discard()  # a job in the background that reads the terminal is stopped
         streams.update(self.live.task_fields())
         return _task(task_id, self.options, self.command, driver, streams)
 
@@ -317,7 +401,7 @@ class _Run:
         from cameleer.cli.follow import follow
 
         ended = asyncio.ensure_future(task.wait())
-        view, readings = self.live.begin(task, self.command), self.readings
+        view, readings = self.live.begin(task, self.title), self.readings
 
         def use(reading: TaskResourceUsage) -> None:
             if view is not None:
@@ -392,7 +476,8 @@ def _settings(options: Namespace) -> Mapping[str, Any]:
     elif disabled and plugins.get("disabled") is not True:
         plugins["disabled"] = [*plugins.get("disabled", ()), *disabled]
     drivers = dict(settings.get("drivers", {}))
-    drivers["raw_exec"] = {"memory": "pss", **drivers.get("raw_exec", {})}
+    drivers["raw_exec"] = {"memory": "pss", "leave_group": True, **drivers.get("raw_exec", {})}
+    drivers["exec"] = {"leave_group": True, **drivers.get("exec", {})}
     return {**settings, "plugins": plugins, "drivers": drivers}
 
 
@@ -407,9 +492,13 @@ def loaded_plugins(specs: Sequence[str] | None) -> list[object]:
     return found
 
 
+def _given(options: Namespace, flag: str) -> bool:
+    return getattr(options, flag.lstrip("-").replace("-", "_")) not in (None, False)
+
+
 def _limits(options: Namespace) -> list[str]:
     """The limits that are asked for."""
-    return [flag for flag in _LIMITS if getattr(options, flag.lstrip("-").replace("-", "_")) is not None]
+    return [flag for flag in _LIMITS if _given(options, flag)]
 
 
 def _default_driver(options: Namespace) -> str:
@@ -442,9 +531,11 @@ async def _driver(host: Host, name: str, *, by_image: bool) -> OpenDriver:
     except PluginError as exc:
         if any(refused.name == name for refused in host.refused):
             raise
-        if by_image:
+        from cameleer.plugins import MissingExtra
+
+        if by_image and not isinstance(exc, MissingExtra):
             raise UsageError(f"--image needs the driver {name}, and it is not installed here") from exc
-        raise UsageError(f"--driver: {exc}") from exc
+        raise UsageError(f"{'--image' if by_image else '--driver'}: {exc}") from exc
 
 
 def _task(
@@ -453,10 +544,16 @@ def _task(
     from cameleer.config import Resources, TaskConfig
 
     _check_honoured(options, driver)
-    own_files = driver.capabilities.fs_isolation == "image"
+    own_files = _has_images(driver)
+    more: dict[str, Any] = {"driver_config": driver_config(options.set or [])}
+    if own_files or options.volume:
+        from cameleer.cli.containers import fields
+
+        more = fields(options, more["driver_config"], driver)
     return TaskConfig(
         id=task_id,
-        command=command[0],
+        name=_name(options, command),
+        command=command[0] if command else "",
         args=command[1:],
         env=_environment(options, own_files=own_files),
         cwd=_folder(options, own_files=own_files),
@@ -470,23 +567,37 @@ def _task(
         ),
         timeout_s=options.timeout,
         kill_signal=None if own_files else 15,  # as timeout(1); an image knows its own
-        leave_rest=not options.kill_rest,
-        driver_config=driver_config(options.set or []),
+        leave_rest=not options.kill_rest and not own_files,  # nothing outlives a container's first process
+        **more,
         **streams,
     )
 
 
+def _has_images(driver: OpenDriver) -> bool:
+    """Whether its tasks are containers, with the files of an image."""
+    return driver.capabilities.fs_isolation == "image"
+
+
+def _name(options: Namespace, command: Sequence[str]) -> str:
+    """The task's name; empty: the command's."""
+    if command:
+        return ""
+    from cameleer.cli.containers import name_of
+
+    return name_of(options.image)
+
+
 def _check_honoured(options: Namespace, driver: OpenDriver) -> None:
     for flag, field in _HONOURED.items():
-        if getattr(options, flag.lstrip("-").replace("-", "_")) is None or field in driver.capabilities.honours:
+        if not _given(options, flag) or field in driver.capabilities.honours:
             continue
-        from cameleer.cli.capable import who_can
+        from cameleer.cli.capable import acts_upon, who_can
 
+        if acts_upon(driver.cls, field):
+            continue
         what = "holds no such limit" if flag in _LIMITS else "has no use for it"
-        raise UsageError(
-            f"{flag}: the driver {driver.name} {what}; "
-            + who_can(field, _KNOWN_TO.get(field, _KNOWN_TO_OTHERS), names(options.no_plugins))
-        )
+        known = ("docker",) if flag in _OF_CONTAINERS else ("exec", "docker")
+        raise UsageError(f"{flag}: the driver {driver.name} {what}; {who_can(field, known, names(options.no_plugins))}")
 
 
 def _folder(options: Namespace, *, own_files: bool) -> str | None:

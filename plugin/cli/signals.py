@@ -17,6 +17,9 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _OF_A_VIEW = (signal.SIGCONT, signal.SIGWINCH)
 _START_S = 0.5
 """How long a start may go on after a signal, seconds."""
+_GRACE_S = 5.0
+"""How long a container may take to end after SIGTERM or SIGHUP, seconds."""
+_LAST_INTERRUPT = 3
 
 
 class Signals:
@@ -25,6 +28,9 @@ class Signals:
     A signal that would end us ends a start that takes long; a start that is soon through has it passed on. While the
     task runs, the terminal sends Ctrl-C to it as well as to us, so we do nothing; where it does not hear the terminal,
     it is passed on. SIGTERM, SIGHUP and the user's signals are passed on always, and a second SIGTERM kills.
+
+    The first process of a container does not hear signals that it has no handler for. So a container that does not end
+    after SIGTERM or SIGHUP is killed, and so is one that is interrupted for the third time.
 
     :ivar ended_by: the signal for which the start was given up.
     :param ours: the task hears no key of the terminal: it has no terminal, or one of its own.
@@ -37,6 +43,8 @@ class Signals:
         self._starter: asyncio.Task[Any] | None = None
         self._task: Task | None = None
         self._view: NoView | None = None
+        self._container = False
+        self._interrupts = 0
         self._terminated = False
         self._work: set[asyncio.Future[None]] = set()
         self._early: list[int] = []
@@ -63,6 +71,11 @@ class Signals:
 
     def _noticed(self, signum: int, frame: object) -> None:
         self._loop.call_soon_threadsafe(self._came, signum)
+
+    def for_container(self) -> None:
+        """The task is a container: it hears nothing of our terminal's keys, and may be deaf to signals."""
+        self._container = True
+        self._pass_keyboard = True
 
     def starting(self, starter: asyncio.Task[Any] | None) -> None:
         """The start begins."""
@@ -106,6 +119,15 @@ class Signals:
         elif signum not in _KEYBOARD or self._pass_keyboard:
             self._terminated = self._terminated or signum == signal.SIGTERM
             self._spawn(self._task.signal(signum))
+            if self._container:
+                self._kill_if_deaf(signum, self._task)
+
+    def _kill_if_deaf(self, signum: int, task: Task) -> None:
+        self._interrupts += signum == signal.SIGINT
+        if self._interrupts == _LAST_INTERRUPT:
+            self._spawn(task.stop(0))
+        elif signum in (signal.SIGTERM, signal.SIGHUP):
+            self._loop.call_later(_GRACE_S, lambda: self._spawn(task.stop(0)))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         doing = asyncio.ensure_future(_quietly(work))

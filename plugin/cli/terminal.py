@@ -72,18 +72,14 @@ class Terminal:
         except termios.error:
             return True
 
-    def raw(self) -> None:
-        """Let every key through as it is, if the terminal is ours to use."""
+    def raw(self, *, output_only: bool = False) -> None:
+        """Let every key and all output through as it is, if the terminal is ours to use.
+
+        :param output_only: the keys keep their meaning.
+        """
         if self.modes is not None and self.foreground:
-            modes = [*self.modes[:_CONTROL], list(self.modes[_CONTROL])]
-            modes[0] &= ~(
-                termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON | termios.INLCR
-            )
-            modes[1] &= ~termios.OPOST
-            modes[2] = (modes[2] & ~(termios.CSIZE | termios.PARENB)) | termios.CS8
-            modes[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-            modes[_CONTROL][termios.VMIN], modes[_CONTROL][termios.VTIME] = 1, 0
-            self._set(modes)
+            modes = raw_modes(self.modes)
+            self._set([self.modes[0], modes[1], *self.modes[2:]] if output_only else modes)
 
     def restore(self) -> None:
         """Set the modes that we found, if the terminal is ours to use."""
@@ -102,6 +98,17 @@ class Terminal:
             pass
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def raw_modes(modes: list[Any]) -> list[Any]:
+    """Modes with which every key and every byte goes through as it is."""
+    raw = [*modes[:_CONTROL], list(modes[_CONTROL])]
+    raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON | termios.INLCR)
+    raw[1] &= ~termios.OPOST
+    raw[2] = (raw[2] & ~(termios.CSIZE | termios.PARENB)) | termios.CS8
+    raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+    raw[_CONTROL][termios.VMIN], raw[_CONTROL][termios.VTIME] = 1, 0
+    return raw
 
 
 def controlling_device() -> int | None:

@@ -32,15 +32,17 @@ _INTERVAL_S = 1.0
 COMMAND = Command(
     name="watch",
     help="measure processes that are already running",
-    synopsis="[OPTION]… PID|cgroup:/PATH…",
+    synopsis="[OPTION]… PID|cgroup:/PATH|docker:NAME…",
     description="""\
-Measure processes that somebody else started, each with all that descends from it, until they end or until Ctrl-C.
-They are never signalled or changed. What is told covers the time of watching only.""",
+Measure processes that somebody else started, each with all that descends from it, until they end or until Ctrl-C; or
+control groups, or containers, by name or id. They are never signalled or changed. What is told covers the time of
+watching only.""",
     epilog="""\
-exit status: 0 watched to the end or to Ctrl-C; 1 there is no such process, or it may not be measured; 2 wrong usage.
+exit status: 0 watched to the end or to Ctrl-C; 1 one is not there, or may not be measured; 2 wrong usage.
 
 examples:
   cameleer watch 4711
+  cameleer watch docker:web docker:db
   cameleer watch --stats-out readings.jsonl --interval 5 $(pgrep postgres)""",
     groups=(
         Group(
@@ -62,22 +64,38 @@ def main(argv: Sequence[str]) -> int:
     import asyncio
 
     parser = parser_of(COMMAND)
-    parser.add_argument("pids", nargs="*", metavar="PID|cgroup:/PATH", help="process id, or a group")
+    parser.add_argument(
+        "refs", nargs="*", metavar="PID|cgroup:/PATH|docker:NAME", help="process id, control group, or container"
+    )
     options = parser.parse_args(plain(argv))
-    if not options.pids:
+    if not options.refs:
         raise UsageError("cameleer watch needs the id of a process; see cameleer watch --help")
-    for pid in options.pids:
-        if not pid.startswith("cgroup:/") and not (pid.isascii() and pid.isdigit() and int(pid) > 0):
-            raise UsageError(f"{pid!r} is no process id: write a whole number above 0, or cgroup:/path")
+    for ref in options.refs:
+        if _driver(ref) is None:
+            raise UsageError(
+                f"{ref!r} is no process id: write a whole number above 0, cgroup:/path, or docker:name for a container"
+            )
     show_log()
-    return asyncio.run(_watch(options, list(dict.fromkeys(options.pids))))
+    return asyncio.run(_watch(options, list(dict.fromkeys(options.refs))))
+
+
+def _driver(ref: str) -> str | None:
+    """The driver that measures it; None: it names nothing."""
+    if ref.isascii() and ref.isdigit() and int(ref) > 0:
+        return "raw_exec"
+    if ref.startswith("cgroup:/"):
+        return "exec"
+    return "docker" if ref.removeprefix("docker:") not in ("", ref) else None
 
 
 class Watched:
-    """One process that is watched, and what it used meanwhile."""
+    """One that is watched, and what it used meanwhile.
 
-    def __init__(self, pid: str, task: Task) -> None:
-        self.pid = pid
+    :ivar ref: as it was asked for.
+    """
+
+    def __init__(self, ref: str, task: Task) -> None:
+        self.ref = ref
         self.task = task
         self.account = RunAccount()
         self.first: TaskResourceUsage | None = None
@@ -94,7 +112,7 @@ class Watched:
     def result(self) -> ExitResult:
         """Sum up the time of watching, in the form of a run that somebody else ends."""
         return ExitResult(
-            task_id=self.pid,
+            task_id=self.ref,
             driver=self.task.info.driver,
             status=FinalStatus.SUCCESS,
             exit_code=None,
@@ -133,7 +151,7 @@ def _gain(first: int | None, last: int | None) -> int | None:
     return last - first if first is not None and last is not None and last >= first else None
 
 
-async def _watch(options: Namespace, pids: list[str]) -> int:
+async def _watch(options: Namespace, refs: list[str]) -> int:
     import asyncio
 
     from cameleer.cli.output import Readings, open_output
@@ -150,24 +168,26 @@ async def _watch(options: Namespace, pids: list[str]) -> int:
         "drivers": {"raw_exec": {"memory": "pss"}},
     }
     async with Host(settings) as host:
-        watched = [each for pid in pids if (each := await _attach(host, pid)) is not None]
+        watched = [each for ref in refs if (each := await _attach(host, ref)) is not None]
         if watched:
             await _follow_all(watched, options, readings, stop)
     if readings is not None:
         readings.close()
     _tell(watched, options, json_fd)
-    return 0 if len(watched) == len(pids) else NO_SUCH
+    return 0 if len(watched) == len(refs) else NO_SUCH
 
 
 def _title(ref: str) -> str:
     return f"pid {ref}" if ref.isdigit() else ref
 
 
-async def _attach(host: Host, pid: str) -> Watched | None:
+async def _attach(host: Host, ref: str) -> Watched | None:
+    driver = _driver(ref)
+    assert driver is not None  # main has looked
     try:
-        return Watched(pid, await host.attach(pid, "exec" if pid.startswith("cgroup:") else "raw_exec"))
+        return Watched(ref, await host.attach(ref, driver))
     except DriverError as exc:
-        say(f"cannot watch {pid}: {exc}")
+        say(f"cannot watch {ref}: {exc}")
         return None
 
 
@@ -182,7 +202,7 @@ async def _follow_all(
     gc.enable()  # main has disabled it for the imports
     terminal = Terminal.controlling()
     live = choose(terminal, asked=False, quiet=options.quiet or len(watched) > 1, task_writes=False)
-    view = live.begin(watched[0].task, [_title(watched[0].pid), watched[0].task.info.name])
+    view = live.begin(watched[0].task, [_title(watched[0].ref), watched[0].task.info.name])
     loop = asyncio.get_running_loop()
     if live.drawn:
         for signum in (signal.SIGCONT, signal.SIGWINCH):
@@ -213,7 +233,7 @@ async def _follow(watched: Watched, interval_s: float | None, view: View | None,
         if view is not None:
             view.add(reading)
         if readings is not None:
-            readings.add(watched.pid, reading)
+            readings.add(watched.ref, reading)
 
     ended = asyncio.ensure_future(watched.task.wait())
     try:

@@ -53,7 +53,9 @@ def test_bash_completes_commands_options_values_and_the_users_own_command(tmp_pa
     assert complete("cameleer run --driver r", tmp_path) == ["raw_exec"]
     assert complete("cameleer run --cwd f", tmp_path) == ["folder"]
     assert sorted(complete("cameleer run --config f", tmp_path)) == ["file.toml", "folder"]
-    assert "sort" in complete("cameleer run --memory 1g sor", tmp_path)
+    assert sorted(complete("cameleer run -v f", tmp_path)) == ["file.toml", "folder"]
+    assert complete("cameleer run -v ./folder:/x --vol", tmp_path) == ["--volume"]
+    assert "sort" in complete("cameleer run -p 80:80 --memory 1g sor", tmp_path)
     assert complete("cameleer run sort --mem", tmp_path) == []
     assert "file.toml" in complete("cameleer run -- cat f", tmp_path)
     assert complete("cameleer completion b", tmp_path) == ["bash"]

@@ -14,11 +14,13 @@ from cameleer.cli.run import COMMAND as RUN
 from cameleer.cli.run import driver_config
 
 FLAGS = [option.flag for option in RUN.options if not option.metavar]
-VALUED = [option.flag for option in RUN.options if option.metavar and option.flag != "--no-plugins"]
+VALUED = [word for option in RUN.options if option.metavar and option.flag != "--no-plugins" for word in option.words]
+SHORT = [option.short for option in RUN.options if option.short]
 OWN = st.one_of(
     st.sampled_from(FLAGS).map(lambda flag: [flag]),
     st.tuples(st.sampled_from(VALUED), st.text()).map(list),
     st.tuples(st.sampled_from(VALUED), st.text()).map(lambda pair: ["=".join(pair)]),
+    st.tuples(st.sampled_from(SHORT), st.text(min_size=1)).map(lambda pair: ["".join(pair)]),
 )
 COMMAND_WORDS = st.tuples(
     st.text(min_size=1).filter(lambda word: not word.startswith("-")), st.lists(st.text(max_size=5))
@@ -51,6 +53,14 @@ def test_what_no_plugins_means() -> None:
     assert names(None) == []
     assert names("") is True
     assert names("a, b,") == ["a", "b"]
+
+
+def test_short_options_take_their_value_apart_or_attached() -> None:
+    for words in (["-p", "80:80", "-v", "/a:/b"], ["-p80:80", "-v/a:/b"], ["-p=80:80", "-v=/a:/b"]):
+        own, command = split(RUN, [*words, "make", "-p", "-v"])
+        assert command == ["make", "-p", "-v"]
+        options = parser_of(RUN).parse_args(plain(own))
+        assert (options.publish[0].host_port, options.volume[0].target) == (80, "/b")
 
 
 def test_options_are_not_abbreviated() -> None:
@@ -89,6 +99,7 @@ def test_the_reference_page_has_every_command_and_every_option() -> None:
         section = page.split(f"## cameleer {command.name}")[1].split("\n## ")[0]
         for option in command.options:
             assert f"`{option.flag}" in section, (command.name, option.flag)
+            assert f"`{option.short}`" in section or not option.short
     known = {option.flag for command in commands() for option in command.options} | {"--version", "--help"}
     assert set(re.findall(r"^\| `(--[a-z-]+)", page, re.MULTILINE)) <= known
 
@@ -106,6 +117,11 @@ def test_run_knows_every_option_it_promises() -> None:
         "--user",
         "--cwd",
         "--image",
+        "--volume",
+        "--publish",
+        "--network",
+        "--pull",
+        "--keep",
         "--env",
         "--clean-env",
         "--set",

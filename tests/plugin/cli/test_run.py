@@ -97,7 +97,6 @@ def test_closed_streams_are_no_failure(closing: str) -> None:
         (["--driver", "mock", "--set", "start_error=broken", "x"], 125),
         (["--driver", "mock", "--set", "no_such_setting=1", "x"], 2),
         (["--stats-out", "/no/such/folder/file", "true"], 2),
-        (["--image", "debian", "true"], 2),
     ],
 )
 def test_the_exit_status(cameleer: Run, words: list[str], code: int) -> None:
@@ -153,8 +152,9 @@ def test_a_limit_that_the_driver_cannot_hold_is_refused_and_says_who_can(camelee
 
 
 def test_an_image_needs_a_driver_for_it(cameleer: Run) -> None:
-    done = cameleer("run", "--image", "debian", "--no-plugins", "true")
+    done = cameleer("run", "--image", "debian", "--no-plugins=docker", "true")
     assert done.returncode == 2
+    assert "--image" in done.stderr
     assert "docker" in done.stderr
 
 
@@ -233,7 +233,7 @@ def test_touched_memory_is_in_the_peak(cameleer: Run, tmp_path: Path) -> None:
     work = "import time; block = bytearray(100 << 20); time.sleep(0.4)"
     record = measured(cameleer, tmp_path, sys.executable, "-c", work)
     assert 100 << 20 <= record["memory_peak_bytes"] <= 125 << 20
-    assert record["memory_measure"] in ("pss", "max_rss")
+    assert record["memory_measure"] in ("pss", "max_rss", "cgroup")
 
 
 def test_every_reading_is_written_with_its_age(cameleer: Run, tmp_path: Path) -> None:
@@ -386,6 +386,24 @@ def test_a_start_that_takes_long_is_given_up_at_a_signal(tmp_path: Path, signum:
     assert "Traceback" not in err
 
 
+def test_the_command_gets_the_callers_limits_although_ours_are_raised(tmp_path: Path) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft = min(111, hard)
+    seen = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    ours = f"cat /proc/$PPID/limits >&2; exec {sys.executable} -c '{seen}'"  # the parent is the supervisor
+    done = subprocess.run(
+        [*CAMELEER, "run", "--quiet", "sh", "-c", ours],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == [str(soft), str(hard)]
+    raised = next(line.split()[3:5] for line in done.stderr.splitlines() if line.startswith("Max open files"))
+    assert raised == [str(hard), str(hard)]
+
+
 def test_the_command_has_a_session_of_its_own_without_a_terminal(cameleer: Run) -> None:
     done = cameleer("run", "--quiet", sys.executable, "-c", "import os; print(os.getsid(0) == os.getpgrp())")
     assert done.stdout == "True\n"
@@ -416,9 +434,15 @@ def test_nothing_is_imported_that_the_run_does_not_need() -> None:
         "cameleer.cli.live",
         "cameleer.cli.view",
         "cameleer.cli.completion",
+        "cameleer.cli.containers",
+        "cameleer.cli.through",
+        "cameleer.cli.capable",
+        "cameleer.drivers.docker",
         "cameleer.drivers.mock",
         "cameleer.hooks.stats_hook",
         "cameleer.public",
+        "cameleer.drivers.cgroup.limits",
+        "cgroupspy",
         "tenacity",
         "tomllib",
         "difflib",
