@@ -7,7 +7,9 @@ prints the page of the documentation.
 from __future__ import annotations
 
 import functools
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
+
+import msgspec
 
 Version = Literal[1, 2]
 Tier = Literal["core", "core with a CPU quota, else extended", "core on a host with swap, else extended", "extended"]
@@ -18,7 +20,7 @@ SWAP: Final = "core on a host with swap, else extended"
 EXTENDED: Final = "extended"
 
 
-class Unit(NamedTuple):
+class Unit(msgspec.Struct, frozen=True):
     """What the kernel counts in.
 
     :ivar name: as the documentation has it.
@@ -36,7 +38,7 @@ MICROSECONDS: Final = Unit("µs", 1_000)
 TICKS: Final = Unit("ticks of 10 ms", 10_000_000)
 
 
-class At(NamedTuple):
+class At(msgspec.Struct, frozen=True):
     """Where a field comes from, on one version.
 
     :ivar tier: when the file is read.
@@ -65,7 +67,7 @@ class At(NamedTuple):
         return found if found in ("cpu", "cpuacct", "memory", "pids", "blkio", "io") else ""
 
 
-class Field(NamedTuple):
+class Field(msgspec.Struct, frozen=True):
     """One row: a field of ``cameleer.usage`` and its sources; None: this version does not say."""
 
     name: str
@@ -368,7 +370,8 @@ between two looks are lost.
 **Descriptors.** The files stay open: up to 6 for the core of a task, some 10 for the rest. The readers hold at most
 three quarters of the limit of the process (`ulimit -n`), and those of the extended tier only below half of that. Files
 beyond are opened for each reading, which costs 3 to 5 times as much; of the core tier a warning in the log says so
-once.
+once. The programs of cameleer raise their own limit as far as they may (what they run gets the caller's); a program
+that embeds a host keeps its own.
 """
 
 if __name__ == "__main__":

@@ -14,25 +14,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cameleer.config import Resources
-from cameleer.drivers.cgroup import kernel, limits, removal, v1, v2
+import msgspec
+
+from cameleer.drivers.cgroup import kernel, removal, v1, v2
 from cameleer.drivers.cgroup.mode import DEFAULT_PARENT, OWN_LEAF, V1_CONTROLLERS, CgroupMode, detect
 from cameleer.drivers.cgroup.names import folder_name, group_name
 from cameleer.drivers.cgroup.paths import GroupPaths
 from cameleer.errors import ConfigError, NotSupported, StartError, StartRecoverable, UnrecoverableError
+
+if TYPE_CHECKING:
+    from cameleer.config import Resources
 
 REMOVE_S: Final = 10.0
 _TRIES: Final = 50
 """A folder that we need may be removed as empty by another host between two of our steps, again and again."""
 _OPTIONAL: Final = "cpuset"
 """Version 1: a group of this controller is made only where processors are asked for."""
+COUNTING: Final = frozenset({"freezer", "pids", "blkio", "memory", "cpuacct", "io"})
+"""Controllers of groups that only count, of either version. Not ``cpu``: in a group of it all processes of a task
+together get the share of one. The freezer, so that they can be killed at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """How a process gets into a group, as plain data for whoever starts it.
 
     :ivar version: of the interface.
@@ -48,26 +53,26 @@ class Entry:
     folder: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
+class Group(msgspec.Struct, frozen=True, kw_only=True):
     """One task's group.
 
     :ivar name: for messages: folder below the mount.
     :ivar paths: all its folders, for reading.
     :ivar joined: controllers whose folder somebody else made: never frozen, killed or removed by us.
     :ivar shared: of these, the ones that are not this task's alone: never limited either.
+    :ivar plain: it only counts: made and removed without cgroupspy.
     """
 
     name: str
     paths: GroupPaths
     joined: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
-    own: Mapping[str, str] = field(init=False, repr=False)
-    """The folders that are ours."""
+    plain: bool = False
 
-    def __post_init__(self) -> None:
-        own = {name: folder for name, folder in self.paths.folders.items() if name not in self.joined}
-        object.__setattr__(self, "own", own)
+    @property
+    def own(self) -> Mapping[str, str]:
+        """The folders that are ours."""
+        return {name: folder for name, folder in self.paths.folders.items() if name not in self.joined}
 
     @property
     def entry(self) -> Entry:
@@ -117,6 +122,8 @@ class Group:
         :raises ConfigError: a value out of range, or refused by the kernel.
         :raises NotSupported: this kernel cannot hold it, or the group is shared with others.
         """
+        from cameleer.drivers.cgroup import limits
+
         plan = limits.settings(resources, self.paths.version, total_mhz)
         if not plan:
             return
@@ -207,6 +214,7 @@ class Cgroups:
     """All groups of one node.
 
     :ivar mode: what :func:`detect` found.
+    :ivar plain: they only count.
     """
 
     def __init__(
@@ -216,6 +224,7 @@ class Cgroups:
         node: str,
         total_mhz: float | None = None,
         move_ourselves: bool = False,
+        plain: bool = False,
     ) -> None:
         """Store; makes nothing.
 
@@ -224,12 +233,14 @@ class Cgroups:
         :param total_mhz: of the machine.
         :param move_ourselves: version 2, delegated: this process may be moved into a leaf. Only for programs that are
             ours as a whole, not for a library in somebody's process.
+        :param plain: groups of the controllers that count (``COUNTING``), without limits.
         """
         self.mode = mode or detect()
         self.node = folder_name(node)
+        self.plain = plain
         self._total_mhz = total_mhz
         self._move_ourselves = move_ourselves
-        self._controllers = self.mode.controllers
+        self._controllers = self.mode.controllers & COUNTING if plain else self.mode.controllers
 
     def make(self, alloc: str, task: str, resources: Resources | None = None) -> Group:
         """Make a task's group and set its limits; after an error nothing is left of it.
@@ -239,9 +250,9 @@ class Cgroups:
         :raises StartRecoverable: a group of that name is there.
         :raises StartError: the kernel refuses to make it.
         """
-        wanted = resources or Resources()
-        limits.check(wanted)
-        return self._made(self._group(alloc, task, cpuset=wanted.cpuset_cpus is not None), wanted)
+        _check(resources)
+        cpuset = resources is not None and resources.cpuset_cpus is not None
+        return self._made(self._group(alloc, task, cpuset=cpuset), resources)
 
     def join(self, path: str, alloc: str, task: str, resources: Resources | None = None) -> Group:
         """Take the group that an orchestrator made for a task; version 1: and make ours for the other controllers.
@@ -252,8 +263,7 @@ class Cgroups:
         :raises ConfigError: the path is no group; a limit out of range.
         :raises NotSupported: a limit for a group that others share.
         """
-        wanted = resources or Resources()
-        limits.check(wanted)
+        _check(resources)
         controllers = self._controllers_at(path)
         path = os.path.realpath(path)
         alone = os.path.basename(path) in (f"{alloc}.{task}", f"{alloc}.{task}.scope") and not (
@@ -267,20 +277,25 @@ class Cgroups:
                 joined=controllers,
                 shared=shared,
             )
-            joined.limit(wanted, self._total_mhz)
+            if resources is not None:
+                joined.limit(resources, self._total_mhz)
             return joined
-        ours = self._group(alloc, task, cpuset="cpuset" not in controllers and wanted.cpuset_cpus is not None)
+        cpuset = resources is not None and resources.cpuset_cpus is not None
+        ours = self._group(alloc, task, cpuset=cpuset and "cpuset" not in controllers)
         folders = {**ours.paths.folders, **dict.fromkeys(controllers, path)}
         group = Group(name=ours.name, paths=GroupPaths(version=1, folders=folders), joined=controllers, shared=shared)
-        return self._made(group, wanted)
+        return self._made(group, resources)
 
     def find(self, alloc: str, task: str) -> Group | None:
         """The group that a task of this name has now; None: none."""
-        group = self._group(alloc, task, cpuset=True)
-        folders = {name: folder for name, folder in group.paths.folders.items() if os.path.isdir(folder)}
-        if self.mode.version is None or (self.mode.version == 1 and "freezer" not in folders) or not folders:
-            return None
-        return Group(name=group.name, paths=GroupPaths(version=self.mode.version, folders=folders))
+        name = group_name(alloc, task)
+        folders = {each: f"{parent}/{self.node}/{name}" for each, parent in self.mode.parents().items()}
+        return self._found({each: folder for each, folder in folders.items() if os.path.isdir(folder)})
+
+    def at(self, folder: str) -> Group | None:
+        """The group of this node that a folder is of: version 2's, or the freezer's; None: none."""
+        key = "unified" if self._is_unified else "freezer"
+        return next((each for each in self.all() if each.paths.folders[key] == folder), None)
 
     def restore(self, paths: GroupPaths, joined: Iterable[str] = ()) -> Group:
         """A group from what was kept of it, :attr:`Group.paths` and :attr:`Group.joined`.
@@ -288,30 +303,38 @@ class Cgroups:
         :raises ConfigError: a folder is not below our parent, and so not ours.
         """
         strangers = frozenset(joined)
-        parents = self.mode.parents()
         for controller, folder in paths.folders.items():
-            if controller not in strangers and not _is_task_folder(folder, parents.get(controller)):
-                raise ConfigError(f"the group {folder!r} is not ours: it is not below {parents.get(controller)}")
+            if controller not in strangers and not self._may_be_ours(controller, folder):
+                parent = self.mode.parents().get(controller)
+                raise ConfigError(f"the group {folder!r} is not ours: it is not below {parent}")
         if paths.version == 1 and "freezer" not in paths.folders:
             raise ConfigError(f"a group of version 1 without a freezer: {paths!r}")
         key = "unified" if paths.version == 2 else "freezer"
-        return Group(name=self._shown(paths.folders[key], key), paths=paths, joined=strangers, shared=strangers)
+        name = self._shown(paths.folders[key], key)
+        return Group(name=name, paths=paths, joined=strangers, shared=strangers, plain=self.plain)
 
     def all(self) -> list[Group]:
         """Every group of this node, whichever host made it: for finding what was left over."""
-        if self.mode.version is None:
-            return []
-        key = "unified" if self.mode.version == 2 else "freezer"
-        parents = {name: f"{parent}/{self.node}" for name, parent in self.mode.parents().items()}
-        found = []
-        for folder in kernel.children(parents[key]):
-            name = os.path.basename(folder)
-            folders = {each: f"{parent}/{name}" for each, parent in parents.items()}
-            folders = {each: path for each, path in folders.items() if os.path.isdir(path)}
-            found.append(
-                Group(name=self._shown(folder, key), paths=GroupPaths(version=self.mode.version, folders=folders))
-            )
-        return found
+        found: dict[str, dict[str, str]] = {}
+        for controller in self.mode.bases:
+            for node in self._nodes(controller):
+                for folder in kernel.children(node):
+                    found.setdefault(os.path.basename(folder), {}).setdefault(controller, folder)
+        return [group for folders in found.values() if (group := self._found(folders)) is not None]
+
+    def _nodes(self, controller: str) -> list[str]:
+        """Folders of this node's groups. Those that only count may be in any group that a host of this node was in."""
+        tail = f"/{self.mode.parent}/{self.node}"
+        if not self.plain:
+            return [f"{self.mode.bases[controller]}{tail}"]
+        return [each for each in kernel.nested(self.mode.mounts[controller]) if each.endswith(tail)]
+
+    def _found(self, folders: Mapping[str, str]) -> Group | None:
+        version, key = self.mode.version, "unified" if self._is_unified else "freezer"
+        if version is None or key not in folders:
+            return None
+        paths = GroupPaths(version=version, folders=folders)
+        return Group(name=self._shown(folders[key], key), paths=paths, plain=self.plain)
 
     def _group(self, alloc: str, task: str, *, cpuset: bool) -> Group:
         if not self.mode.usable or self.mode.version is None:
@@ -321,22 +344,38 @@ class Cgroups:
         folders = {
             controller: f"{parent}/{self.node}/{name}"
             for controller, parent in self.mode.parents().items()
-            if cpuset or controller != _OPTIONAL
+            if (cpuset or controller != _OPTIONAL) and (controller in COUNTING or not self.plain or self._is_unified)
         }
-        key = "unified" if self.mode.version == 2 else "freezer"
-        return Group(name=self._shown(folders[key], key), paths=GroupPaths(version=self.mode.version, folders=folders))
+        key = "unified" if self._is_unified else "freezer"
+        paths = GroupPaths(version=self.mode.version, folders=folders)
+        return Group(name=self._shown(folders[key], key), paths=paths, plain=self.plain)
+
+    def _may_be_ours(self, controller: str, folder: str) -> bool:
+        """The folder is ``<parent>/<node>/<task>``; the parent of one that only counts may be anywhere."""
+        base, _, tail = folder.rpartition(f"/{self.mode.parent}/")
+        if os.path.normpath(folder) != folder or tail.count("/") != 1:
+            return False
+        if self.plain:
+            mount = self.mode.mounts.get(controller)
+            return mount is not None and f"{base}/".startswith(f"{mount}/")
+        return base == self.mode.bases.get(controller)
+
+    @property
+    def _is_unified(self) -> bool:
+        return self.mode.version == 2
 
     def _shown(self, folder: str, key: str) -> str:
         return folder.removeprefix(f"{self.mode.mounts.get(key, '')}/")
 
-    def _made(self, group: Group, resources: Resources) -> Group:
+    def _made(self, group: Group, resources: Resources | None) -> Group:
         made: list[str] = []
         try:
             if group.paths.version == 2:
                 self._make_unified(group, made)
             else:
                 self._make_folders(group, made)
-            group.limit(resources, self._total_mhz)
+            if resources is not None:
+                group.limit(resources, self._total_mhz)
         except Exception as exc:
             undoing = _undo(group, made)
             if undoing is not None:
@@ -354,7 +393,7 @@ class Cgroups:
             parent, name = os.path.split(folder)
             for _ in range(_TRIES):
                 try:
-                    if not v1.make(controller, parent, name):
+                    if not v1.make(controller, parent, name, plain=self.plain):
                         raise _taken(folder)
                     break
                 except OSError as exc:
@@ -372,7 +411,7 @@ class Cgroups:
         above, name = os.path.split(folder)
         self._make_parent(controller, above)
         try:
-            v1.make(controller, above, name)
+            v1.make(controller, above, name, plain=self.plain)
         except OSError as exc:
             if exc.errno not in kernel.GONE:  # removed meanwhile: the caller tries again
                 raise
@@ -437,14 +476,11 @@ class Cgroups:
         raise ConfigError(f"TaskConfig.cgroup_path is {path!r}: it must be the folder of a group, below its mount")
 
 
-def _is_task_folder(folder: str, parent: str | None) -> bool:
-    """The folder is ``<parent>/<node>/<task>``."""
-    return (
-        parent is not None
-        and os.path.normpath(folder) == folder
-        and folder.startswith(f"{parent}/")
-        and folder[len(parent) + 1 :].count("/") == 1
-    )
+def _check(resources: Resources | None) -> None:
+    if resources is not None:
+        from cameleer.drivers.cgroup import limits
+
+        limits.check(resources)
 
 
 def _taken(folder: str) -> StartRecoverable:
@@ -458,7 +494,7 @@ def _undo(group: Group, made: Sequence[str]) -> Exception | None:
     ours = {name: folder for name, folder in group.own.items() if folder in made}
     if not ours:
         return None
-    part = Group(name=group.name, paths=GroupPaths(version=group.paths.version, folders=ours))
+    part = Group(name=group.name, paths=GroupPaths(version=group.paths.version, folders=ours), plain=group.plain)
     try:
         part.remove()
     except Exception as exc:

@@ -19,6 +19,7 @@ import msgspec
 
 from cameleer.drivers.cgroup import kernel
 from cameleer.drivers.cgroup.names import folder_name
+from cameleer.errors import RecoverableError
 
 DEFAULT_PARENT: Final = "cameleer"
 OWN_LEAF: Final = "cameleer.host"
@@ -170,12 +171,14 @@ def _version_1(
 
 def _inside_ours(found: CgroupMode, proc: str) -> CgroupMode:
     """The same of version 1, for groups inside those that this process is in."""
-    bases = {}
-    for line in kernel.read(f"{proc}/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        for name in controllers.split(","):
-            if name in found.bases and (folder := found.folder(name, path)) is not None:
-                bases[name] = folder
+    from cameleer.drivers.cgroup.membership import parse
+
+    try:
+        ours = parse(kernel.read(f"{proc}/self/cgroup").encode())
+    except (OSError, RecoverableError):
+        ours = {}
+    folders = {name: found.folder(name, ours[name]) for name in found.bases if name in ours}
+    bases = {name: folder for name, folder in folders.items() if folder is not None}
     missing = found.bases.keys() - bases.keys()
     reason = f"our own group of {', '.join(sorted(missing))} is outside of what is mounted" if missing else ""
     return msgspec.structs.replace(found, bases={**found.bases, **bases}, reason=reason)

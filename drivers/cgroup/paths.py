@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 
-@dataclass(frozen=True, kw_only=True)
-class GroupPaths:
+
+class GroupPaths(msgspec.Struct, frozen=True, kw_only=True):
     """The folders of one group.
 
     :ivar version: of the interface in them.

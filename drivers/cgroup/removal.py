@@ -105,19 +105,20 @@ def _hold(pid: int) -> int | None:
 def _remove_folders(group: Group) -> bool:
     """Remove what is empty; whether all is gone. The freezer's goes last: as long as it is there, so is the group."""
     if group.paths.version == 2:
-        return _remove_tree("unified", group.own["unified"])
+        return _remove_tree(group, "unified")
     gone = True
-    for controller, folder in reversed(v1.controllers_of(group.own)):
+    for controller, _ in reversed(v1.controllers_of(group.own)):
         if controller == "freezer":
             continue
-        gone = _remove_tree(controller, folder) and gone
-    return gone and ("freezer" not in group.own or _remove_tree("freezer", group.own["freezer"]))
+        gone = _remove_tree(group, controller) and gone
+    return gone and ("freezer" not in group.own or _remove_tree(group, "freezer"))
 
 
-def _remove_tree(controller: str, folder: str) -> bool:
+def _remove_tree(group: Group, controller: str) -> bool:
+    folder = group.own[controller]
     if not all([kernel.remove(each) for each in reversed(kernel.nested(folder))]):  # noqa: C419 # try them all
         return False
-    return v1.remove(controller, folder)
+    return v1.remove(controller, folder, plain=group.plain)
 
 
 def _what_is_left(group: Group, timeout_s: float) -> str:

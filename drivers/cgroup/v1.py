@@ -1,7 +1,8 @@
 """Groups of version 1: one folder per controller.
 
 cgroupspy makes, deletes and limits the groups of the controllers that it knows; freezer, pids and IO are ours. Only its
-``Node`` and controllers are used: its tree walks every group of the machine.
+``Node`` and controllers are used: its tree walks every group of the machine. Groups that only count (``plain``) are
+made and deleted without it: its import costs more than they do, and who limits nothing need not have it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from types import ModuleType
 from typing import Final
 
 from cameleer.drivers.cgroup import kernel
-from cameleer.drivers.cgroup.limits import cpus
 from cameleer.errors import NotSupported
 
 _CGROUPSPY: Final = frozenset({"cpu", "cpuacct", "cpuset", "memory"})
@@ -43,14 +43,15 @@ def _library(name: str) -> ModuleType:
         raise NotSupported(f"groups of cgroup v1 need cgroupspy ({exc}): install cameleer[exec]") from exc
 
 
-def make(controller: str, parent: str, name: str) -> bool:
+def make(controller: str, parent: str, name: str, *, plain: bool = False) -> bool:
     """Make one controller's group; whether it is new.
 
+    :param plain: without cgroupspy.
     :raises NotSupported: cgroupspy is missing.
     :raises OSError: the parent is missing, no permission.
     """
     folder = f"{parent}/{name}"
-    if controller in _CGROUPSPY:
+    if controller in _CGROUPSPY and not plain:
         if os.path.isdir(folder):
             inherit_cpuset(parent, folder)
             return False
@@ -66,16 +67,17 @@ def inherit_cpuset(parent: str, folder: str) -> None:
     """Give a new cpuset its parent's processors and memory nodes: no process can enter an empty one."""
     if not os.path.exists(f"{folder}/cpuset.cpus"):  # any controllers may be mounted together
         return
-    controller = _controller("CpuSetController", folder)
-    above = _controller("CpuSetController", parent)
-    for name in ("cpus", "mems"):
-        if not getattr(controller, name):
-            setattr(controller, name, getattr(above, name))
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not kernel.read(f"{folder}/{name}").strip():
+            kernel.write(f"{folder}/{name}", kernel.read(f"{parent}/{name}"))
 
 
-def remove(controller: str, folder: str) -> bool:
-    """Remove one group; whether it is gone now."""
-    if controller not in _CGROUPSPY:
+def remove(controller: str, folder: str, *, plain: bool = False) -> bool:
+    """Remove one group; whether it is gone now.
+
+    :param plain: without cgroupspy.
+    """
+    if controller not in _CGROUPSPY or plain:
         return kernel.remove(folder)
     parent, name = os.path.split(folder)
     try:
@@ -94,6 +96,8 @@ def put(folder: str, file: str, value: str) -> None:
     if found is None:
         kernel.write(f"{folder}/{file}", value)
     else:
+        from cameleer.drivers.cgroup.limits import cpus
+
         setattr(_controller(found[0], folder), found[1], cpus(value) if file == "cpuset.cpus" else int(value))
 
 
@@ -129,11 +133,9 @@ def _controller(name: str, folder: str) -> object:
 
 def _count_hierarchically(folder: str) -> None:
     """Old kernels count groups inside a group only where they are told to before the first is made."""
-    if not os.path.exists(f"{folder}/memory.use_hierarchy"):
-        return
-    controller = _controller("MemoryController", folder)
-    if not controller.use_hierarchy:  # type: ignore[attr-defined]
-        controller.use_hierarchy = True  # type: ignore[attr-defined]
+    path = f"{folder}/memory.use_hierarchy"
+    if os.path.exists(path) and kernel.read(path).strip() == "0":
+        kernel.write(path, "1")
 
 
 def controllers_of(folders: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Sequence
 
 from cameleer.drivers.cgroup import kernel
-from cameleer.drivers.cgroup.limits import cpus
 from cameleer.errors import ConfigError, NotSupported
 
 
@@ -69,6 +68,8 @@ def confirm_cpus(folder: str, asked: str) -> None:
 
     :raises ConfigError: others are in effect.
     """
+    from cameleer.drivers.cgroup.limits import cpus
+
     effective = kernel.read(f"{folder}/cpuset.cpus.effective")
     if cpus(effective) != cpus(asked):
         raise ConfigError(

@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from cameleer.config import TaskConfig
-from cameleer.driver import RunningTask, Tick
+from cameleer.driver import AttachedTask, Tick
 from cameleer.drivers.cgroup.paths import GroupPaths
-from cameleer.errors import NotSupported, TaskNotFound
+from cameleer.errors import TaskNotFound
 from cameleer.status import Exit
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ _LOOK_S: Final = 0.5
 """How often a group is looked for: nothing tells of its removal."""
 
 
-class AttachedGroup(RunningTask):
+class AttachedGroup(AttachedTask):
     """A group until it is removed."""
 
     def __init__(self, config: TaskConfig, paths: GroupPaths) -> None:
         from cameleer.drivers.cgroup.reader import CgroupCounters
 
-        super().__init__(config)
+        super().__init__(config, f"the group {config.name}")
         self._paths = paths
         make = cast("Callable[[GroupPaths], CgroupCounters]", CgroupCounters)  # which makes the form for the version
         self._counters = make(paths)
@@ -40,20 +40,6 @@ class AttachedGroup(RunningTask):
         while all(os.path.isdir(folder) for folder in self._paths.folders.values()):  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(_LOOK_S)
         return Exit(error="somebody else's group was removed: nobody here knows how its processes ended")
-
-    async def signal(self, signum: int) -> None:
-        """Refused: it is not ours.
-
-        :raises NotSupported: always.
-        """
-        raise NotSupported(f"the group {self.config.name} is somebody else's: it is only measured")
-
-    async def stop(self, timeout_s: float, signum: int) -> None:
-        """Refused: it is not ours.
-
-        :raises NotSupported: always.
-        """
-        await self.signal(signum)
 
     def read(self, tick: Tick) -> Counters:
         """Count what the group holds."""

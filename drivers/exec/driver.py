@@ -6,13 +6,10 @@ A task's processes are in its group before their first instruction; its supervis
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import os
-import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -21,23 +18,16 @@ from cameleer.driver import Capabilities, Driver, Fingerprint, Leftover, Running
 from cameleer.drivers.cgroup.mode import CgroupMode, detect
 from cameleer.drivers.exec import devices
 from cameleer.drivers.exec.settings import ExecConfig, ExecTaskConfig
-from cameleer.drivers.exec.task import ExecTask, NamedGroup
-from cameleer.errors import ConfigError, DriverError, TaskNotFound
-from cameleer.threads import Pool
+from cameleer.drivers.exec.task import ExecTask
+from cameleer.drivers.supervisor.groups import TaskGroups, cgroups_of
+from cameleer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cameleer.drivers.cgroup.group import Cgroups, Group
+    from cameleer.drivers.cgroup.group import Group
     from cameleer.drivers.supervisor.confinement import Confinement
     from cameleer.drivers.supervisor.supervisors import Supervisors
     from cameleer.node import NodeInfo
     from cameleer.task import TaskHandle
-
-T = TypeVar("T")
-
-_FRESH_S: Final = 60.0
-"""A group without a record may belong to a start that is going on, for so long."""
-_THREADS: Final = 4
-_GROUP: Final = "group:"
 
 
 class Exec(Driver):
@@ -73,12 +63,7 @@ class Exec(Driver):
     def __init__(self, config: ExecConfig, node: NodeInfo) -> None:
         super().__init__(config, node)
         self._supervisors: Supervisors | None = None
-        self._groups: Cgroups | None = None
-        self._pool: Pool | None = None
-        self._clearing: set[asyncio.Task[None]] = set()
-        self._starting: set[str] = set()
-
-    # -- what tasks share ----------------------------------------------------------------------------------------
+        self._groups: ExecGroups | None = None
 
     @property
     def supervisors(self) -> Supervisors:
@@ -90,26 +75,12 @@ class Exec(Driver):
         return self._supervisors
 
     @property
-    def groups(self) -> Cgroups:
-        """The groups of this host's tasks, in a folder that no other host on this machine uses."""
+    def groups(self) -> ExecGroups:
+        """The groups of this driver's tasks."""
         if self._groups is None:
-            from cameleer.drivers.cgroup.group import Cgroups
-
-            node = self.node
-            name = ".".join(filter(None, (node.node_name or node.node_id or "node", node.host_id)))
-            self._groups = Cgroups(
-                detect(self.config.parent),
-                node=name,
-                total_mhz=node.total_mhz,
-                move_ourselves=self.config.leave_group,
-            )
+            made = cgroups_of(self.node, detect(self.config.parent), move_ourselves=self.config.leave_group)
+            self._groups = ExecGroups(self.supervisors, made)
         return self._groups
-
-    def in_thread(self, function: Callable[[], T], late: Callable[[T], object] | None = None) -> asyncio.Future[T]:
-        """Call something that may wait for the kernel."""
-        if self._pool is None:
-            self._pool = Pool("cameleer-exec", _THREADS)
-        return self._pool.call(function, late)
 
     async def fingerprint(self) -> AsyncGenerator[Fingerprint, None]:
         """Healthy where groups can be made; else the reason, and the command that would help."""
@@ -119,10 +90,8 @@ class Exec(Driver):
         """Let go of all tasks, which live on where a later host can find them; finish what was being cleared up."""
         if self._supervisors is not None:
             await self._supervisors.close()
-        if self._clearing:
-            await asyncio.wait(set(self._clearing))
-        if self._pool is not None:
-            self._pool.close()
+        if self._groups is not None:
+            await self._groups.close()
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -136,69 +105,13 @@ class Exec(Driver):
         :raises StartRecoverable: not now.
         """
         wish = _Wish.of(task, self.config)
-        group = await self._make_group(wish)
-        key = _folder(group)
-        self._starting.add(key)
-        try:
-            return await self.supervisors.start(
-                task,
-                lambda config, supervisors, folder: ExecTask(config, supervisors, folder, self, NamedGroup.of(group)),
-                wish.confinement(group, self._devices(group)),
-            )
-        except asyncio.CancelledError:
-            self._clear_up(group)
-            raise
-        except Exception as exc:
-            try:
-                await asyncio.shield(self.in_thread(lambda: self._remove(group)))
-            except DriverError as undoing:
-                both = [exc, undoing]
-                raise ExceptionGroup("a task could not be started, nor its group removed", both) from exc
-            raise
-        finally:
-            self._starting.discard(key)
-
-    async def _make_group(self, wish: _Wish) -> Group:
-        task, groups = wish.task, self.groups
-        names = task.alloc_id or task.id, task.name
-
-        def make() -> Group:
-            if task.cgroup_path is not None:
-                group = groups.join(task.cgroup_path, *names, task.resources)
-            else:
-                group = groups.make(*names, task.resources)
-            path = self._devices(group) if wish.confined.root else None
-            if path is not None:
-                try:
-                    devices.make(path, wish.allowed)
-                except BaseException:
-                    self._remove(group)
-                    raise
-            return group
-
-        return await self.in_thread(make, self._clear_up)
-
-    def _clear_up(self, group: Group) -> None:
-        """Remove a group that nobody waits for any more."""
-
-        async def remove() -> None:
-            await self.in_thread(lambda: self._remove(group))
-
-        ending = asyncio.get_running_loop().create_task(remove())
-        self._clearing.add(ending)
-        ending.add_done_callback(self._clearing.discard)
-
-    def _devices(self, group: Group) -> str | None:
-        """Folder of the list of devices beside a task's group; None: the kernel has none, or it is not ours."""
-        freezer = group.own.get("freezer")
-        return None if freezer is None else devices.folder(self.groups.mode.bases["freezer"], freezer)
-
-    def _remove(self, group: Group) -> None:
-        """Remove a group, and the list of devices beside it; waits."""
-        group.remove()
-        path = self._devices(group)
-        if path is not None:
-            devices.remove(path)
+        groups = self.groups
+        return await groups.start(
+            task,
+            lambda: groups.make(wish),
+            ExecTask,
+            lambda group: wish.confined.within(group, groups.devices(group) if wish.confined.root else None),
+        )
 
     # -- recovery ------------------------------------------------------------------------------------------------
 
@@ -207,19 +120,7 @@ class Exec(Driver):
 
         :raises TaskNotFound: it is gone for good.
         """
-        named = NamedGroup.kept_in(handle.driver_state)
-        if named is None:  # its host was killed before it knew: by name
-            config = handle.config
-            found = self.groups.find(config.alloc_id or config.id, config.name)
-            named = NamedGroup() if found is None else NamedGroup.of(found)
-        known = named
-        try:
-            return await self.supervisors.recover(
-                handle, lambda config, supervisors, folder: ExecTask(config, supervisors, folder, self, known)
-            )
-        except TaskNotFound:
-            await self._remove_lost(known)
-            raise
+        return await self.groups.recover(handle, ExecTask)
 
     async def attach(self, ref: str) -> RunningTask:
         """Measure a group that somebody else made: ``cgroup:/path``, as in ``/proc/PID/cgroup``.
@@ -230,46 +131,50 @@ class Exec(Driver):
 
         return attached(ref, detect(self.config.parent))
 
-    async def _remove_lost(self, named: NamedGroup) -> None:
-        """Remove the group of a task that is gone for good, unless another run of it has taken its name."""
-        if named.paths is None:
-            return
-        folder = _folder(self.groups.restore(named.paths, named.joined))
-        if folder not in self._starting | self.supervisors.groups_in_use(()):
-            await self.remove_group(named)
-
-    async def remove_group(self, named: NamedGroup, *, if_empty: bool = False) -> None:
-        """Kill what is left in a task's group and remove it, as far as it is ours.
-
-        :param if_empty: only where nothing is left.
-        :raises RecoverableError: processes did not die in time.
-        """
-        if named.paths is not None:
-            group = self.groups.restore(named.paths, named.joined)
-            if not (if_empty and group.pids()):
-                await self.in_thread(lambda: self._remove(group))
-
-    # -- what is left over ---------------------------------------------------------------------------------------
-
     async def leftovers(self, claimed: Collection[str]) -> Sequence[Leftover]:
         """Find what supervisors that were killed left behind: processes, records, groups."""
-        found = list(await self.supervisors.leftovers(claimed))
-        kept = self._starting | self.supervisors.groups_in_use(claimed)
-        for group in await self.in_thread(self.groups.all):
-            folder = _folder(group)
-            if folder not in kept and _age_s(folder) > _FRESH_S:
-                found.append(Leftover(task_id="", ref=f"{_GROUP}{folder}", description=f"group {group.name}"))
-        return found
+        return [*await self.supervisors.leftovers(claimed), *await self.groups.leftovers(claimed)]
 
     async def remove_leftover(self, leftover: Leftover) -> None:
         """Remove one of them."""
-        if not leftover.ref.startswith(_GROUP):
+        if not await self.groups.remove_leftover(leftover):
             await self.supervisors.remove_leftover(leftover)
-            return
-        folder = leftover.ref.removeprefix(_GROUP)
-        for group in await self.in_thread(self.groups.all):
-            if _folder(group) == folder and folder not in self._starting:
-                await self.in_thread(functools.partial(self._remove, group))
+
+
+class ExecGroups(TaskGroups):
+    """Groups with the list of devices that a task in a root of its own may use."""
+
+    def make(self, wish: _Wish) -> Group:
+        """Make a task's group, or join the one that it was handed; waits.
+
+        :raises DriverError: as the groups; nothing is left.
+        """
+        task = wish.task
+        names = task.alloc_id or task.id, task.name
+        if task.cgroup_path is not None:
+            group = self.cgroups.join(task.cgroup_path, *names, task.resources)
+        else:
+            group = self.cgroups.make(*names, task.resources)
+        path = self.devices(group) if wish.confined.root else None
+        if path is not None:
+            try:
+                devices.make(path, wish.allowed)
+            except BaseException:
+                self.undo(group)
+                raise
+        return group
+
+    def devices(self, group: Group) -> str | None:
+        """Folder of the list of devices beside a task's group; None: the kernel has none, or it is not ours."""
+        freezer = group.own.get("freezer")
+        return None if freezer is None else devices.folder(self.cgroups.mode.bases["freezer"], freezer)
+
+    def undo(self, group: Group) -> None:
+        """Remove a group, and the list of devices beside it; waits."""
+        super().undo(group)
+        path = self.devices(group)
+        if path is not None:
+            devices.remove(path)
 
 
 @dataclass(frozen=True)
@@ -316,26 +221,6 @@ class _Wish:
         )
         return cls(task, devices.rules(task.devices), confined)
 
-    def confinement(self, group: Group, device_list: str | None) -> Confinement:
-        """The same with the group that was made for it.
-
-        :param device_list: group of the controller of devices.
-        """
-        import dataclasses
-
-        own: dict[str, str] = dict(group.own)
-        enter = group.entry.files
-        if device_list is not None and self.confined.root:
-            own["devices"] = device_list
-            enter = (f"{device_list}/cgroup.procs", *enter)
-        return dataclasses.replace(
-            self.confined,
-            enter=enter,
-            version=group.paths.version,
-            kill_group=own.get("freezer") or own.get("unified"),
-            own_groups=tuple(own[name] for name in sorted(own, key=lambda each: each == "freezer")),
-        )
-
 
 def _is_private(name: str, mode: str, task: TaskConfig, is_root: bool) -> bool:
     if mode == "private":
@@ -351,18 +236,6 @@ def _device(target: str) -> str:
     if not target.startswith("/dev/"):
         raise ConfigError(f"TaskConfig.devices has the target {target!r}: it must be below /dev")
     return target
-
-
-def _folder(group: Group) -> str:
-    folders = group.paths.folders
-    return folders.get("freezer") or next(iter(folders.values()))
-
-
-def _age_s(folder: str) -> float:
-    try:
-        return time.time() - os.stat(folder).st_mtime
-    except OSError:
-        return 0.0
 
 
 def _fingerprint(mode: CgroupMode) -> Fingerprint:

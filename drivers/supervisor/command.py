@@ -16,6 +16,7 @@ from .protocol import Message, fields, number, text
 from .syscalls import prctl
 
 NOT_FOUND, NOT_EXECUTABLE, OTHER, AGAIN = "not_found", "not_executable", "start", "again"
+NOT_IN_GROUP = "group"
 
 _PR_SET_PDEATHSIG = 1
 _TIOCSCTTY = 0x540E
@@ -62,6 +63,8 @@ def become(spec: Message, env: list[bytes], streams: list[int], report: int, sup
         _execute(text(spec, "command"), argv, variables)
     except Refused as exc:
         _tell(report, exc.kind, str(exc))
+    except confine.NotEntered as exc:
+        _tell(report, NOT_IN_GROUP, str(exc))
     except confine.Failed as exc:
         _tell(report, OTHER, str(exc))
     except MemoryError:
@@ -217,8 +220,12 @@ def _words(spec: Message, env: list[bytes]) -> tuple[list[bytes], dict[bytes, by
 
 
 def _execute(command: str, argv: list[bytes], variables: dict[bytes, bytes]) -> None:
-    error = 0
-    tried = command
+    """Execute the first of that name in ``PATH`` that can be, as execvp does: what may not be is passed over.
+
+    Folders of that name are nothing. Where one of ``PATH`` may not be searched, nobody knows that there is no such
+    command: that is no permission too, as it is to ``env`` and ``time``.
+    """
+    barred = closed = ""
     for path in _candidates(command, variables.get(b"PATH", b"/bin:/usr/bin").decode("utf-8", "surrogateescape")):
         try:
             posix.execve(path, argv, variables)
@@ -228,13 +235,16 @@ def _execute(command: str, argv: list[bytes], variables: dict[bytes, bytes]) -> 
             if exc.errno in (errno.ENOENT, errno.ENOTDIR):
                 if _exists(path):
                     raise Refused(NOT_EXECUTABLE, f"cannot execute {path}: its interpreter does not exist") from exc
-                error = error or exc.errno
-            elif exc.errno == errno.EACCES:
-                error, tried = exc.errno, path
-            else:
+            elif exc.errno != errno.EACCES:
                 raise _refusal(path, exc.errno or 0) from exc
-    if error == errno.EACCES and not (tried != command and _is_folder(tried)):
-        raise _refusal(tried, error)
+            elif path == command or (_exists(path) and not _is_folder(path)):
+                barred = barred or path
+            elif not _exists(path):
+                closed = closed or path.rpartition("/")[0]
+    if barred:
+        raise _refusal(barred, errno.EACCES)
+    if closed:
+        raise Refused(NOT_EXECUTABLE, f"{command}: command not found, and {closed} in PATH may not be searched")
     raise Refused(NOT_FOUND, f"{command}: command not found" if "/" not in command else f"{command}: no such file")
 
 

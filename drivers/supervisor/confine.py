@@ -35,6 +35,10 @@ class Failed(Exception):
     """A step failed: the message says which."""
 
 
+class NotEntered(Failed):
+    """A group could not be entered."""
+
+
 def write(path: str | bytes, data: bytes) -> None:
     """Write to a file of the kernel's in one call."""
     fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
@@ -162,7 +166,7 @@ def open_groups(spec: Message) -> list[int]:
         try:
             found.append(posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC))
         except OSError as exc:
-            raise _failed("enter the group", path, exc) from exc
+            raise NotEntered(f"cannot enter the group {_text(path)}: {posix.strerror(exc.errno or 0)}") from exc
     return found
 
 
@@ -172,7 +176,7 @@ def enter_groups(opened: list[int], spec: Message) -> None:
         try:
             posix.write(fd, b"0")
         except OSError as exc:
-            raise _failed("enter the group", path, exc) from exc
+            raise NotEntered(f"cannot enter the group {_text(path)}: {posix.strerror(exc.errno or 0)}") from exc
 
 
 def enter_root(spec: Message) -> None:
@@ -373,4 +377,8 @@ def _permitted() -> int:
 
 
 def _failed(what: str, path: bytes, exc: OSError) -> Failed:
-    return Failed(f"cannot {what} {path.decode('utf-8', 'replace')}: {posix.strerror(exc.errno or 0)}")
+    return Failed(f"cannot {what} {_text(path)}: {posix.strerror(exc.errno or 0)}")
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "replace")

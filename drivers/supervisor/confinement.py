@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from cameleer.drivers.supervisor.protocol import Value
 
+if TYPE_CHECKING:
+    from cameleer.drivers.cgroup.group import Group
 
-@dataclass(frozen=True, kw_only=True)
-class Bind:
+
+class Bind(msgspec.Struct, frozen=True, kw_only=True):
     """Something that a task with a root of its own finds there.
 
     :ivar kind: ``ro`` and ``rw``: a path of the host; ``link``: the same, read-only, or if it is a symbolic link, a
@@ -25,8 +28,7 @@ class Bind:
     mode: str = "0755"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Confinement:
+class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     """What a supervisor does with a task's processes.
 
     :ivar enter: files of groups that the command writes ``0`` to before it is executed, in this order.
@@ -53,7 +55,25 @@ class Confinement:
     devices: Sequence[tuple[str, str]] = ()
     capabilities: int | None = None
     no_new_privileges: bool = False
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = {}
+
+    def within(self, group: Group, device_list: str | None = None) -> Confinement:
+        """The same in a group, which the command enters; it is killed and goes with the task as far as it is ours.
+
+        :param device_list: group of the controller of devices beside it.
+        """
+        own: dict[str, str] = dict(group.own)
+        enter = group.entry.files
+        if device_list is not None:
+            own["devices"] = device_list
+            enter = (f"{device_list}/cgroup.procs", *enter)
+        return msgspec.structs.replace(
+            self,
+            enter=enter,
+            version=group.paths.version,
+            kill_group=own.get("freezer") or own.get("unified"),
+            own_groups=tuple(own[name] for name in sorted(own, key=lambda each: each == "freezer")),
+        )
 
     def fields(self, folder: str) -> dict[str, Value]:
         """For the task's specification.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import resource
 import socket
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cameleer.drivers.supervisor import account, proc, record
+from cameleer.drivers.supervisor import proc, record
 from cameleer.drivers.supervisor.ends import exit_of
 from cameleer.drivers.supervisor.launching import OWN_PROCESSES, PLAIN, Launcher
 from cameleer.drivers.supervisor.protocol import Message, frame, number, text
 from cameleer.drivers.supervisor.task import UNKNOWN_END, SupervisedTask
 from cameleer.errors import ConfigError, RecoverableError, StartError, StartRecoverable, TaskNotFound
+from cameleer.openfiles import callers_limit
 from cameleer.status import Exit
 
 if TYPE_CHECKING:
@@ -140,12 +140,14 @@ class Supervisors:
             "group": os.getpgrp(),
             "umask": _umask(),
             "nice": os.getpriority(os.PRIO_PROCESS, 0),
-            "rlimit": [b"%d %d %d" % (each, *resource.getrlimit(each)) for each in _RLIMITS],
+            "rlimit": [b"%d %d %d" % (each, *callers_limit(each)) for each in _RLIMITS],
         }
         for target, name in enumerate(("stdin", "stdout", "stderr")):
             stream: Stdio = getattr(config, name)
             values[name] = _stream(name, stream, target, descriptors)
         if config.user is not None:
+            from cameleer.drivers.supervisor import account
+
             values["user"] = os.fsencode(config.user)
             values.update(account.find(config.user).fields())
         if confinement is not None:
@@ -266,6 +268,11 @@ class Supervisors:
             if owner is not None and (os.path.basename(folder) in names or _is_alive(owner)):
                 found.add(text(owner, "group"))
         return found - {""}
+
+    def group_of(self, task_id: str) -> str | None:
+        """The control group that a task's record names, empty for none; None: there is no record yet."""
+        owner = _read(self.folder(task_id), record.SUPERVISOR)
+        return None if owner is None else text(owner, "group")
 
     def _unclaimed(self, claimed: set[str]) -> list[str]:
         root = self._root()

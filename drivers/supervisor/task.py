@@ -30,10 +30,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+class NotInGroup(StartError):
+    """A task's control group cannot be made, or its command cannot enter it; nothing was executed."""
+
+
 _ERRORS: Mapping[str, type[DriverError]] = {
     "not_found": CommandNotFound,
     "not_executable": CommandNotExecutable,
     "start": StartError,
+    "group": NotInGroup,
     "again": StartRecoverable,
 }
 UNKNOWN_END = "the task's supervisor was killed: nobody knows how the task ended"

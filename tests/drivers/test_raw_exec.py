@@ -1,4 +1,4 @@
-"""The driver for plain processes: readings, attached processes, capabilities, cost."""
+"""The driver for plain processes: readings from /proc, attached processes, capabilities, cost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ async def test_nothing_is_opened_or_started_before_it_is_wanted(tmp_path: Path) 
 
 
 async def test_readings_cover_the_tree_and_do_not_fall_at_the_end(tmp_path: Path) -> None:
-    async with raw_exec(tmp_path) as driver, running(driver, burn(0.3, "os.system('sleep 0.3')")) as task:
+    config = burn(0.3, "os.system('sleep 0.3')")
+    async with raw_exec(tmp_path, accounting="procfs") as driver, running(driver, config) as task:
         readings = [task.read(tick())]
         while task.end is None:
             readings.append(task.read(tick()))
@@ -66,7 +67,8 @@ async def test_memory_may_be_the_proportional_share(tmp_path: Path) -> None:
     script = "import os, time; x = bytearray(50_000_000); x[::4096] = b'x' * len(x[::4096])\n"
     forks = "for _ in range(4):\n    if os.fork() == 0: break\nelse: print(flush=True)\ntime.sleep(60)"
     config = TaskConfig(command=sys.executable, args=["-S", "-c", script + forks])
-    async with raw_exec(tmp_path, memory="pss", process_stats_ttl="1s") as driver, running(driver, config) as task:
+    settings = {"accounting": "procfs", "memory": "pss", "process_stats_ttl": "1s"}
+    async with raw_exec(tmp_path, **settings) as driver, running(driver, config) as task:
 
         def forked() -> bool:
             return task.read(tick()).processes.processes == 5
@@ -103,7 +105,7 @@ async def test_a_task_that_was_never_read_has_totals_after_its_end(tmp_path: Pat
 
 async def test_a_task_whose_supervisor_was_killed_keeps_its_last_reading(tmp_path: Path) -> None:
     async with (
-        raw_exec(tmp_path) as driver,
+        raw_exec(tmp_path, accounting="procfs") as driver,
         running(driver, shell("sleep 60")) as read,
         running(driver, shell("sleep 60")) as unread,
     ):
@@ -116,6 +118,16 @@ async def test_a_task_whose_supervisor_was_killed_keeps_its_last_reading(tmp_pat
         assert read.read(tick()).cpu == last.cpu
         with pytest.raises(TaskNotFound):
             unread.read(tick())
+
+
+async def test_it_says_what_counts_its_tasks(tmp_path: Path) -> None:
+    async with raw_exec(tmp_path, accounting="procfs") as driver:
+        assert (await anext(driver.fingerprint())).attributes == {"accounting": ("procfs", "")}
+    async with raw_exec(tmp_path) as driver:
+        found = (await anext(driver.fingerprint())).attributes["accounting"]
+        assert found == ("cgroup" if driver.mode.usable else "procfs", "")
+    async with raw_exec(tmp_path, accounting="cgroup") as driver:
+        assert ((await anext(driver.fingerprint())).health == "healthy") == driver.mode.usable
 
 
 def test_a_wrong_duration_is_refused() -> None:

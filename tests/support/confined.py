@@ -37,7 +37,7 @@ def make(folder: Path, *, recoverable: bool = False, **settings: Any) -> Exec:
 
 def remove_groups(folder: Path) -> None:
     """Remove what a test that failed left running."""
-    for group in make(folder).groups.all():
+    for group in make(folder).groups.cgroups.all():
         group.remove()
 
 

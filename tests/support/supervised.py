@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,18 +20,21 @@ from cameleer.node import detect
 from cameleer.task import TaskHandle
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0 if "CAMELEER_TEST_UML" in os.environ else 20.0
 
 HOST = (
     """
 import asyncio, sys
+from hashlib import sha256
 from pathlib import Path
 from cameleer.config import Stdio, TaskConfig
 from cameleer.drivers.raw_exec import RawExec, RawExecConfig
 from cameleer.node import detect
 
 async def main(state, recoverable, terminal, leave_rest, script, mark):
-    driver = RawExec(RawExecConfig(), detect(state_dir=Path(state), recoverable=recoverable == "True"))
+    host_id = sha256(state.encode()).hexdigest()[:16]
+    node = detect(state_dir=Path(state), recoverable=recoverable == "True", host_id=host_id)
+    driver = RawExec(RawExecConfig(), node)
     task = await driver.start(TaskConfig(
         id="the task", command="/bin/sh", args=["-c", script, mark], env={"PATH": "%s"}, terminal=terminal,
         leave_rest=leave_rest == "True",
@@ -51,10 +55,24 @@ def shell(script: str, *args: str, **fields: Any) -> TaskConfig:
     return TaskConfig(command="/bin/sh", args=["-c", script, *(args or ["sh"])], **{"env": {"PATH": PATH}, **fields})
 
 
+def make(folder: Path | None, *, recoverable: bool = False, **settings: Any) -> RawExec:
+    """A driver of one host: those of the same folder find each other's tasks."""
+    host_id = sha256(os.fsencode(folder or os.urandom(8))).hexdigest()[:16]
+    return RawExec(RawExecConfig(**settings), detect(state_dir=folder, recoverable=recoverable, host_id=host_id))
+
+
+def remove_groups(folder: Path) -> None:
+    """Remove what a host that was killed left."""
+    driver = make(folder)
+    if driver.mode.usable:
+        for group in driver.groups.cgroups.all():
+            group.remove()
+
+
 @asynccontextmanager
 async def raw_exec(folder: Path | None, *, recoverable: bool = False, **settings: Any) -> AsyncIterator[RawExec]:
     """An opened driver."""
-    driver = RawExec(RawExecConfig(**settings), detect(state_dir=folder, recoverable=recoverable))
+    driver = make(folder, recoverable=recoverable, **settings)
     await driver.open()
     try:
         yield driver

@@ -8,13 +8,14 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from inside import BUSY, PATIENCE_S, SLEEPER, cpu_ns, ended, file_of, into_nested, line, nested_folder, ready, start
 
 from cameleer.config import Resources
-from cameleer.drivers.cgroup import v1
+from cameleer.drivers.cgroup import kernel, v1
 from cameleer.drivers.cgroup.group import Cgroups
 from cameleer.drivers.cgroup.mode import V1_CONTROLLERS, CgroupMode, Mode, detect
 from cameleer.drivers.cgroup.names import folder_name, group_name
@@ -35,6 +36,7 @@ AS_NOBODY = """
 import json, os, sys
 from pathlib import Path
 from cameleer.config import Resources
+from cameleer.drivers.cgroup import limits  # now: nobody may not reach it then
 from cameleer.drivers.cgroup.group import Cgroups
 from cameleer.drivers.cgroup.mode import detect
 from cameleer.errors import NotSupported
@@ -409,3 +411,32 @@ def test_a_user_with_a_delegated_subtree_makes_groups_in_it(cgroups: Cgroups, ca
     else:
         assert f"no permission to make groups in {scope}" in said["reason"]
         assert said["remedy"]
+
+
+def test_groups_that_only_count_are_made_without_cgroupspy_and_found_wherever_their_host_was(cgroups: Cgroups) -> None:
+    mode = cgroups.mode
+    groups = Cgroups(mode, node="counting", plain=True)
+    first = groups.make("a", "first")
+    assert not {"cpu", "cpuset"} & first.paths.folders.keys()
+    inner = {name: f"{mode.parents()[name]}/another host" for name in first.paths.folders}
+    for folder in inner.values():
+        kernel.make(folder)
+    elsewhere = Cgroups(msgspec.structs.replace(mode, bases={**mode.bases, **inner}), node="counting", plain=True)
+    second = elsewhere.make("a", "second")
+    try:
+        assert {each.name for each in groups.all()} == {first.name, second.name}
+        key = "unified" if mode.version == 2 else "freezer"
+        assert groups.at(second.paths.folders[key]) == second
+        assert groups.restore(second.paths) == second
+        with pytest.raises(ConfigError, match="not ours"):
+            cgroups.restore(second.paths)
+        wrong = {name: folder.replace("/counting/", "/counting/x/") for name, folder in second.paths.folders.items()}
+        with pytest.raises(ConfigError, match="not ours"):
+            groups.restore(GroupPaths(version=second.paths.version, folders=wrong))
+    finally:
+        for group in groups.all():
+            group.remove()
+        for folder in inner.values():
+            for each in [*reversed(kernel.nested(folder)), folder]:
+                kernel.remove(each)
+    assert groups.all() == []

@@ -1,3 +1,4 @@
+import os
 from typing import ClassVar
 
 import pytest
@@ -6,11 +7,15 @@ from confined import needs_groups
 from cameleer.drivers.exec import Exec, ExecCommands
 from cameleer.testing import DriverSuite
 
+PATIENCE_S = 60.0 if "CAMELEER_TEST_UML" in os.environ else DriverSuite.patience_s
+"""User-mode Linux is slow."""
+
 
 @needs_groups
 class TestExec(DriverSuite):
     driver = Exec
     commands = ExecCommands()
+    patience_s: ClassVar[float] = PATIENCE_S
 
 
 @pytest.mark.root
@@ -20,4 +25,5 @@ class TestExecWithProcessesOfItsOwn(DriverSuite):
 
     driver = Exec
     commands = ExecCommands({"pid_mode": "private"})
+    patience_s: ClassVar[float] = PATIENCE_S
     expected_failures: ClassVar = {}

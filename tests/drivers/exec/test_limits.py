@@ -98,7 +98,7 @@ async def test_nothing_is_left_of_a_launch_that_fails(tmp_path: Path) -> None:
         ):
             with pytest.raises((StartError, ConfigError, NotSupported)):
                 await driver.start(config)
-        assert not groups_of(driver.groups.node)
+        assert not groups_of(driver.groups.cgroups.node)
         assert not list((tmp_path / "tasks").iterdir())
 
 
@@ -166,4 +166,4 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
                 await (await starting).destroy(force=True)
             except asyncio.CancelledError:
                 continue
-    assert not groups_of(driver.groups.node)
+    assert not groups_of(driver.groups.cgroups.node)

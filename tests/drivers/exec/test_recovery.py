@@ -83,7 +83,7 @@ async def test_a_task_that_ended_meanwhile_has_its_result_and_its_totals(tmp_pat
         assert end.counters is not None
         assert (end.counters.memory.peak_bytes or 0) > 32 << 20
         await found.destroy()
-        assert not second.groups.all()
+        assert not second.groups.cgroups.all()
 
 
 async def test_a_task_is_found_by_its_name_when_its_host_did_not_know_it_yet(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ async def test_a_task_is_found_by_its_name_when_its_host_did_not_know_it_yet(tmp
         found = await recover(second, handle_of(config))
         assert found.read(tick()).memory.usage_bytes
         await found.destroy(force=True)
-        assert not second.groups.all()
+        assert not second.groups.cgroups.all()
 
 
 async def test_further_commands_run_in_a_task_that_was_found_again(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ async def test_a_task_whose_record_is_gone_is_not_found_and_its_group_goes(tmp_p
     async with executing(tmp_path, recoverable=True) as second:
         with pytest.raises(TaskNotFound):
             await recover(second, handle_of(config, task.driver_state))
-        assert not second.groups.all()
+        assert not second.groups.cgroups.all()
 
 
 async def test_what_a_killed_supervisor_left_is_found_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cameleer.drivers.exec.driver._FRESH_S", -1.0)
+    monkeypatch.setattr("cameleer.drivers.supervisor.groups._FRESH_S", -1.0)
     config = shell("sleep 60", driver_config={"pid_mode": "host"})
     async with executing(tmp_path, recoverable=True) as first:
         task = await start(first, config)
@@ -144,7 +144,7 @@ async def test_what_a_killed_supervisor_left_is_found_and_removed(
         assert left is None or left.state == proc.ZOMBIE
         again = await recover(second, handle_of(lasting.config, lasting.driver_state))
         await again.destroy(force=True)
-        assert not second.groups.all()
+        assert not second.groups.cgroups.all()
 
 
 async def test_output_goes_on_without_a_host(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ async def test_output_goes_on_without_a_host(tmp_path: Path) -> None:
 
 async def test_a_group_that_was_handed_over_is_joined_measured_and_never_removed(tmp_path: Path) -> None:
     async with executing(tmp_path) as driver:
-        mode = driver.groups.mode
+        mode = driver.groups.cgroups.mode
         base = mode.bases.get("cpuset") or mode.bases["unified"]
         handed = Path(base, f"cameleer-test-{os.getpid()}-{os.urandom(4).hex()}")
         handed.mkdir()

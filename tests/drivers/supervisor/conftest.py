@@ -13,6 +13,12 @@ import supervised
 from cameleer.drivers.raw_exec import RawExec
 
 
+@pytest.fixture(autouse=True)
+def _no_group_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    supervised.remove_groups(tmp_path)
+
+
 @pytest.fixture
 async def driver(tmp_path: Path) -> AsyncIterator[RawExec]:
     """A driver whose tasks end with their host."""

@@ -191,13 +191,13 @@ async def test_two_hosts_may_ask_at_once(tmp_path: Path) -> None:
 
 async def test_a_supervisor_is_known_by_its_start_not_its_pid(tmp_path: Path, mark: str) -> None:
     config = shell("sleep 60; :", mark)
-    async with raw_exec(tmp_path, recoverable=True) as driver:
+    async with raw_exec(tmp_path, recoverable=True, accounting="procfs") as driver:
         task = await start(driver, config)
         stranger = subprocess.Popen(["sleep", "60"])
         try:
             rewrite(task.folder, record.SUPERVISOR, supervisor=stranger.pid, supervisor_start=1)
             rewrite(task.folder, record.COMMAND, pid=stranger.pid, start=1, session=stranger.pid)
-            async with raw_exec(tmp_path, recoverable=True) as later:
+            async with raw_exec(tmp_path, recoverable=True, accounting="procfs") as later:
                 with pytest.raises(TaskNotFound, match="another run"):
                     await later.recover(handle_of(config, task.driver_state))
                 found = await later.recover(handle_of(config))
@@ -216,9 +216,9 @@ async def test_a_supervisor_is_known_by_its_start_not_its_pid(tmp_path: Path, ma
 
 async def test_a_task_of_before_the_boot_is_lost(tmp_path: Path) -> None:
     config = shell("sleep 60")
-    async with raw_exec(tmp_path, recoverable=True) as driver, running(driver, config) as task:
+    async with raw_exec(tmp_path, recoverable=True, accounting="procfs") as driver, running(driver, config) as task:
         rewrite(task.folder, record.SUPERVISOR, boot="another boot")
-        async with raw_exec(tmp_path, recoverable=True) as later:
+        async with raw_exec(tmp_path, recoverable=True, accounting="procfs") as later:
             with pytest.raises(TaskNotFound, match="last boot"):
                 await later.recover(handle_of(config, task.driver_state))
             assert lives(task.pid)

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,29 @@ async def test_what_cannot_be_executed_is_told_from_what_is_not_there(
         path.chmod(0o644 if kind == "not executable" else 0o755)
     with pytest.raises(CommandNotExecutable, match=str(path)):
         await start(driver, TaskConfig(command=str(path)))
+
+
+async def test_where_a_folder_of_the_path_may_not_be_searched_nobody_knows_what_is_there(driver: RawExec) -> None:
+    """As ``env`` and ``time`` have it."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        closed, opened = Path(name, "closed"), Path(name, "opened")
+        for folder in (closed, opened):
+            folder.mkdir()
+            (folder / "runs").write_text("#!/bin/sh\nexit 7\n")
+            (folder / "runs").chmod(0o755)
+        (opened / "barred").write_text("#!/bin/sh\n")
+        (opened / "folder").mkdir()
+        closed.chmod(0)
+        fields = {"env": {"PATH": f"{closed}:{opened}"}, "user": "65534" if os.geteuid() == 0 else None, "cwd": "/"}
+        async with running(driver, TaskConfig(command="runs", **fields)) as task:
+            assert (await task.wait()).exit_code == 7, "the next folder has it too"
+        for command in ("nothing", "folder"):
+            with pytest.raises(CommandNotExecutable, match=f"{command}: command not found, and {closed} in PATH"):
+                await start(driver, TaskConfig(command=command, **fields))
+        with pytest.raises(CommandNotExecutable, match=f"cannot execute {opened}/barred: Permission denied"):
+            await start(driver, TaskConfig(command="barred", **fields))
+        closed.chmod(0o700)  # to be removed
 
 
 async def test_what_is_missing_is_named(driver: RawExec, tmp_path: Path) -> None:
