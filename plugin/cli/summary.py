@@ -61,12 +61,12 @@ def ending(result: ExitResult, command: Sequence[str]) -> str:
     name = shown(list(command), _COMMAND_WIDTH)
     if result.status is FinalStatus.TIMEOUT:
         return f"{name} ran into its timeout"
+    memory = ", out of memory" if result.oom_killed and result.exit_code else ""
     if result.signal is not None:
-        memory = ", out of memory" if result.oom_killed else ""
         return f"{name} was killed by {signal_name(result.signal)}{memory}"
     if result.exit_code is None:
         return f"{name} ended, nobody knows how"
-    return f"{name} exited with {result.exit_code}"
+    return f"{name} exited with {result.exit_code}{memory}"
 
 
 def _after(usage: RunUsage) -> str:
@@ -127,7 +127,7 @@ def processes(usage: RunUsage) -> str:
 def throttling(usage: RunUsage, limits: Resources) -> str:
     """Share of the CPU quota, and how often it held the command back."""
     quota = limits.cpu_quota_cores
-    if quota is None and usage.throttled_ns is None:
+    if quota is None and not usage.throttled_ns:
         return "no quota"
     held = (
         f"held back {seconds(usage.throttled_ns)} ({percent(usage.throttled_percent)} of periods)"
