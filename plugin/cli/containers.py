@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import aclosing
+import stat
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cameleer.cli import console
 from cameleer.cli.capable import acts_upon
 from cameleer.cli.options import UsageError
 from cameleer.config import Mount, Port
-from cameleer.errors import ConfigError
+from cameleer.errors import ConfigError, DriverError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -24,6 +26,8 @@ PULL_POLICIES = ("missing", "always", "never")
 
 _MODES = ("", "ro", "rw")
 _FRAME_S = 0.1
+_GRACE_S = 1.0
+"""For a container whose output nobody reads any more."""
 
 
 class Volume(NamedTuple):
@@ -127,6 +131,32 @@ async def tell_kept(task: Task) -> None:
     """Say which container ``--keep`` has kept."""
     found = await task.inspect()
     console.say(f"the container {found.get('container_name', task.id)} is kept")
+
+
+@contextmanager
+def ended_without_reader(task: Task) -> Iterator[None]:
+    """Stop a container when the reader of the pipe that is our stdout has gone: ``cameleer run … | head``."""
+    if not stat.S_ISFIFO(os.fstat(1).st_mode):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    ending: list[asyncio.Task[None]] = []
+    fd = os.dup(1)  # the loop may watch 1 already
+
+    def gone() -> None:
+        loop.remove_reader(fd)
+        ending.append(loop.create_task(stop()))
+
+    async def stop() -> None:
+        with suppress(DriverError):  # it ended by itself
+            await task.stop(_GRACE_S)
+
+    loop.add_reader(fd, gone)  # nothing is ever read from there: the kernel tells an error
+    try:
+        yield
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 class Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from cameleer.cli.console import say, show_log, write
@@ -33,6 +34,7 @@ from cameleer.task import Task
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from contextlib import AbstractContextManager
 
     from cameleer.cli.output import Readings
     from cameleer.cli.terminal import Terminal
@@ -409,8 +411,17 @@ class _Run:
             if readings is not None:
                 readings.add(task.id, reading)
 
-        await follow(task, self.options.interval, ended, use)
-        return await ended
+        with self._ended_without_reader(task):
+            await follow(task, self.options.interval, ended, use)
+            return await ended
+
+    def _ended_without_reader(self, task: Task) -> AbstractContextManager[None]:
+        """A command hears by SIGPIPE that nobody reads its output any more; a container would write on for ever."""
+        if not self.options.image:
+            return nullcontext()
+        from cameleer.cli.containers import ended_without_reader
+
+        return ended_without_reader(task)
 
 
 async def _end(task: Task) -> None:
@@ -478,6 +489,8 @@ def _settings(options: Namespace) -> Mapping[str, Any]:
     drivers = dict(settings.get("drivers", {}))
     drivers["raw_exec"] = {"memory": "pss", "leave_group": True, **drivers.get("raw_exec", {})}
     drivers["exec"] = {"leave_group": True, **drivers.get("exec", {})}
+    # who asks is who could ask the engine itself
+    drivers["docker"] = {"allow_caps": ["all"], "allow_privileged": True, **drivers.get("docker", {})}
     return {**settings, "plugins": plugins, "drivers": drivers}
 
 

@@ -485,6 +485,14 @@ class TestEnds(WithEngine):
         assert started.end()[0] == 137
         assert engine.containers() == []
 
+    def test_a_container_ends_when_nobody_reads_its_output(self, engine: Engine, tmp_path: Path) -> None:
+        started = Started(engine, tmp_path, "echo ready; yes")  # what came is read: the pipe is full now
+        stdout = started.process.stdout
+        assert stdout is not None
+        stdout.close()
+        assert started.process.wait(20) == 137
+        assert engine.containers() == []
+
     def test_nothing_is_left_after_a_kill_of_cameleer(self, engine: Engine, tmp_path: Path) -> None:
         started = Started(engine, tmp_path, "echo ready; sleep 1000")
         (container,) = engine.containers()
