@@ -154,10 +154,17 @@ class OpenDriver:
         return await self.call("attach", self._driver.attach(ref), self._deadlines.start)
 
     async def fingerprint(self) -> AsyncGenerator[Fingerprint, None]:
-        """Yield the driver's health whenever it changes; what the host knows of it comes before its own word."""
+        """Yield the driver's health whenever it changes; what the host knows of it comes before its own word.
+
+        A driver that was unhealthy by its own word and is healthy again has mended what the host held against it too.
+        """
         source = self._driver.fingerprint()
+        was_unhealthy = False
         try:
             async for found in source:
+                if was_unhealthy and found.health == "healthy":
+                    self.behaves()
+                was_unhealthy = found.health != "healthy"
                 yield self._overruled(found)
         finally:
             await source.aclose()

@@ -425,15 +425,22 @@ class Docker(Driver):
         :raises TaskNotFound: it is gone for good.
         :raises RecoverableError: the engine cannot be reached.
         """
-        await self.engine.events.ready(self.engine.timeout_s)
         state = State.of(handle.driver_state)
+        self._take_engine_of(state)
+        await self.engine.events.ready(self.engine.timeout_s)
         parent = self._parent_of(handle.config, state, await self.info())
         try:
             found = await self._find(handle.config.id, state)
             if found["State"].get("Status") == "created":
                 await self.remove_container(str(found["Id"]))
                 raise TaskNotFound(f"the container of task {handle.config.id} was never started")
-        except TaskNotFound:
+        except TaskNotFound as exc:
+            here = self.engine.endpoint
+            if state.endpoint not in ("", here.url):  # it is not lost where nobody looks
+                raise RecoverableError(
+                    f"{exc}: it was started by the engine at {state.endpoint}, and the one at {here.url} was asked "
+                    f"({here.source}); drivers.docker.endpoint says which"
+                ) from exc
             if parent is not None:
                 await self.remove_parent(parent)
             self.remove_record(container_name(handle.config, self.node))
@@ -448,6 +455,13 @@ class Docker(Driver):
             task.looked_at(found)
             await asyncio.wait([asyncio.ensure_future(task.wait())])
         return task
+
+    def _take_engine_of(self, state: State) -> None:
+        """Use the engine that a task was started by, where nobody says which: Nomad loses a driver's configuration."""
+        from cameleer.drivers.docker.endpoint import find
+
+        if self._engine is None and state.endpoint and find(self.config).source == "default":
+            self.config = msgspec.structs.replace(self.config, endpoint=state.endpoint)
 
     def _parent_of(self, config: TaskConfig, state: State, info: EngineInfo) -> Parent | None:
         """The group around a task's container; also where its host was killed before it could note that."""
@@ -492,6 +506,7 @@ class Docker(Driver):
             container=task.container,
             parent=None if parent is None else parent.kept(),
             local=isinstance(task, LocalContainer),
+            endpoint=self.engine.endpoint.url,
         ).kept()
         return task
 

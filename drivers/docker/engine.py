@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _BESIDE: Final = 4
 """Connections for other requests while all of the statistics wait for the engine's next second."""
 
+_NEXT_SECOND_S: Final = 5.0
+"""A request of statistics is answered at the engine's next second, which is late on a machine that is busy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
@@ -68,7 +71,10 @@ class Engine:
         self.sdk = Sdk(self.endpoint, timeout_s=self.timeout_s, version=lambda: self.client.api_version)
         self.events = Events(self.client, changed, timeout_s=self.timeout_s)
         self.sampler = Sampler(
-            self.client, limit=config.stats_requests, mode=config.stats_mode, timeout_s=self.timeout_s
+            self.client,
+            limit=config.stats_requests,
+            mode=config.stats_mode,
+            timeout_s=max(self.timeout_s, _NEXT_SECOND_S),
         )
 
     async def info(self) -> EngineInfo:

@@ -181,7 +181,9 @@ class Events:
     async def _read(self) -> None:
         """Read one stream to its end."""
         filters = msgspec.json.encode({"type": ["container"], "event": list(_ACTIONS)}).decode()
-        async with self._client.stream("GET", "/events", query={"filters": filters}, what="follow events") as stream:
+        async with self._client.stream(
+            "GET", "/events", query={"filters": filters}, timeout_s=self._timeout_s, what="follow events"
+        ) as stream:
             self._trouble.reset()
             self.connected.set()
             self._changed()

@@ -36,7 +36,13 @@ class Frames:
             if not self._left:
                 if end - at < _HEADER:
                     break
-                self._begin(data[at : at + _HEADER])
+                try:
+                    self._begin(data[at : at + _HEADER])
+                except RecoverableError:
+                    self._left = 0
+                    if not found:
+                        raise
+                    break  # what came before it first; it is met again
                 if self._whole and end - at - _HEADER < self._left:
                     self._left = 0  # until the rest is there
                     break

@@ -2,7 +2,7 @@
 
 At the end of a container, or of a command in it, the engine (20.10) waits 2 s for a slow reader and throws away what is
 then still in the pipe. So, once the process has ended, everything is read at once: it is little. Where the process
-cannot be watched (a remote engine), a reader that stands still does not stop it but slows it to 128 KiB/s, up to
+cannot be watched (a remote engine), a reader that stands still does not stop it but slows it to 512 KiB/s, up to
 :data:`MOST` bytes kept here.
 """
 
@@ -18,8 +18,9 @@ CHUNK: Final = 65536
 """Bytes of one read."""
 ENOUGH: Final = 4 * CHUNK
 """Bytes that may wait for the reader before the writer is held up."""
-MOST: Final = 32 << 20
+MOST: Final = 64 << 20
 """Bytes that may wait for the reader of a process whose end cannot be watched."""
+_TRICKLE: Final = 4 * CHUNK
 _TRICKLE_S: Final = 0.5
 
 
@@ -32,6 +33,7 @@ class Intake:
     def __init__(self, what: str) -> None:
         self._what = what
         self._size = 0
+        self._limit = ENOUGH
         self._moved = asyncio.Event()
         self._watch = -1
         self._watched = False
@@ -77,7 +79,9 @@ class Intake:
 
     async def room(self) -> None:
         """Wait until more may be read."""
-        while self._size > ENOUGH and not self._ended:
+        if self._size <= ENOUGH:
+            self._limit = ENOUGH
+        while self._size > self._limit and not self._ended:
             self._moved.clear()
             if self._watched or self._size > MOST:
                 self._warn()
@@ -87,7 +91,7 @@ class Intake:
                 async with asyncio.timeout(_TRICKLE_S):
                     await self._moved.wait()
             except TimeoutError:
-                return
+                self._limit = self._size + _TRICKLE
 
     def _warn(self) -> None:
         if self._watched or self._warned:

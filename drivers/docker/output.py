@@ -11,7 +11,7 @@ between the write and the note, as the length of the file before the write is no
 delivered (64 KiB at most) comes twice.
 
 The log is not used while the host lives, though it would need no count of bytes: engine 20.10 loses lines when it
-rotates a log that is followed (12 to 50 % of 20,000 lines, measured), which every log of ``local`` is at 20 MB, and
+rotates a log that is followed (8 to 49 % of 20,000 lines, measured), which every log of ``local`` is at 20 MB, and
 ``json-file`` does not keep bytes that are not UTF-8. For the same reason a log that can rotate is read only up to the
 moment of the recovery; then the container is attached to again, and a line written in that very moment may come twice
 or not at all. One that cannot is followed to its end, exactly.
@@ -231,28 +231,25 @@ class _Backlog:
             await asyncio.wait([self._work])
 
 
-async def follow_attached(source: Hijacked, output: Output, intake: Intake, *, tty: bool) -> None:
+async def follow_attached(source: Hijacked, output: Output, intake: Intake, *, tty: bool) -> int:
     """Deliver what comes from an attached connection, until it ends and all was taken.
 
     :param tty: the container has a terminal, so all is stdout, without frames.
-    :raises RecoverableError: the engine has gone, or makes no sense; all that came before was delivered.
+    :return: when it ended, or broke, or made no sense any more: Unix time, nanoseconds.
     """
     frames = Frames()
     backlog = _Backlog(output, intake)
-    failure: RecoverableError | None = None
     try:
-        try:
+        with suppress(RecoverableError):
             while chunk := await source.read(CHUNK):
                 for stream, data in [(1, chunk)] if tty else merged(frames.feed(chunk)):
                     backlog.put(stream, data)
                 await intake.room()
-        except RecoverableError as exc:
-            failure = exc
+        ended_ns = time.time_ns()
         await backlog.drained()
     finally:
         await backlog.close()
-    if failure is not None:
-        raise failure
+    return ended_ns
 
 
 class Streams:
@@ -385,10 +382,10 @@ class Streams:
         if self._resumed:
             await self._go_on()
         elif self._attached is not None:
-            await self._follow_attached()
+            ended_ns = await self._follow_attached()
             await self._started.wait()  # without which the engine was away between the two
             if self._output.wanted and await self._goes_on():
-                self._lost()
+                self._lost(ended_ns)
                 await self._follow_log()
 
     async def _attach(self) -> None:
@@ -403,17 +400,15 @@ class Streams:
                 f"/containers/{self._container}/attach", query=query, timeout_s=_ASK_S, what=self._what("attach to")
             )
 
-    async def _follow_attached(self) -> None:
-        """Deliver, and feed stdin beside it, until the engine ends the connection."""
+    async def _follow_attached(self) -> int:
+        """Deliver, and feed stdin beside it, until the engine ends the connection; when that was, Unix time in ns."""
         attached = self._attached
         assert attached is not None
         feeding: asyncio.Task[None] | None = None
         if self._source is not None:
             feeding = asyncio.get_running_loop().create_task(self._feed(self._source, attached))
         try:
-            await follow_attached(attached, self._output, self._intake, tty=self._tty)
-        except RecoverableError as exc:
-            log.debug("task %s: %s", self._config.id, exc, extra=fields(task_id=self._config.id, driver="docker"))
+            return await follow_attached(attached, self._output, self._intake, tty=self._tty)
         finally:
             if feeding is not None:
                 feeding.cancel()
@@ -427,11 +422,11 @@ class Streams:
         await self._started.wait()
         await feed(source, sink, tty=self._tty)
 
-    def _lost(self) -> None:
+    def _lost(self, ended_ns: int) -> None:
         """The engine was away: what it had read and not sent is lost, what comes now is in the log."""
         if not self._position.first_ns and not self._position.since_ns:
             return  # nothing came yet: all of it is in the log
-        self._position.begin_again(time.time_ns())
+        self._position.begin_again(ended_ns)
         log.warning(
             "the engine ended the output of task %s while its container runs: what was on its way is lost",
             self._config.id,
@@ -449,10 +444,10 @@ class Streams:
             at_ns = time.time_ns()
             await self._read_log(self._output.unnoted(), until_ns=at_ns)
             self._position.begin_again(at_ns)
-            await self._follow_attached()
+            ended_ns = await self._follow_attached()
             if not await self._goes_on():
                 return
-            self._lost()
+            self._lost(ended_ns)
         await self._follow_log()
 
     async def _attach_to_running(self) -> bool:

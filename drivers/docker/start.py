@@ -36,6 +36,8 @@ _MARK: Final = f"{LABEL}start"
 _UNDER_WAY_S: Final = 10.0
 """What the engine was asked for without an answer may come to be, for so long after it answers again."""
 _NOT_FOUND = ("executable file not found", "no such file or directory")
+_FINAL = ("unable to find user", "unable to find group", "no matching entries in")
+"""What the engine tells as a fault of its own, and is none."""
 _NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory")
 
 
@@ -141,6 +143,10 @@ class Start:
             await self._ask(f"start the container {self.name}", lambda client: client.start(self._container))
         except UnrecoverableError as exc:
             raise self._refused(exc) from exc
+        except RecoverableError as exc:
+            if any(each in str(exc) for each in _FINAL):
+                raise StartError(str(exc)) from exc
+            raise
 
     def _refused(self, error: DriverError) -> DriverError:
         """What the runtime says of a command that it cannot execute, as the contract's errors."""
@@ -168,13 +174,13 @@ class Start:
             await self._streams.close()
         if self._container:
             await driver.remove_container(self._container)
-        elif self._unanswered:
-            await self._remove_unanswered()
         if self._parent is not None:
             await driver.remove_parent(self._parent)
         if not self.name:
             return
         driver.remove_record(self.name)
+        if self._unanswered:
+            await self._remove_unanswered()
         reaper = await driver.reaper()
         if reaper is not None:
             await reaper.forget(self.name)

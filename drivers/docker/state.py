@@ -15,11 +15,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     :ivar container: its id; empty: its host was killed before it knew.
     :ivar parent: what finds the group around it; None: there is none.
     :ivar local: its group is on this machine.
+    :ivar endpoint: address of its engine; empty: not known.
     """
 
     container: str = ""
     parent: dict[str, Any] | None = None
     local: bool = False
+    endpoint: str = ""
 
     @classmethod
     def of(cls, kept: bytes) -> State:

@@ -80,7 +80,6 @@ class ContainerTask(RunningTask):
             self.driver.tell(self.config, action.replace("health_status", "health"), at_ns)
         elif action == "die":
             code = attributes.get("exitCode", "")
-            self.driver.tell(self.config, f"ended with exit code {code}", at_ns, {"exit_code": code})
             self._conclude(int(code) if code.isdigit() else None, at_ns)
 
     def looked_at(self, found: Inspected | None) -> None:
@@ -110,12 +109,17 @@ class ContainerTask(RunningTask):
                 found = await self._last_look()
             if found is not None and not has_ended(found["State"]):  # somebody started it again: the end is an end
                 end = self._unseen_exit(exit_code, at_ns, "was started again by somebody else")
+                self._tell_end(end)
                 await self._let_output_go()
             else:
                 end = self._exit(found, exit_code, at_ns)
+                self._tell_end(end)
                 await self._drained()
             counters = await self._totals()
             if counters is not None:
+                if end.oom_killed and not counters.memory.oom_kills:  # it was counted before the last one
+                    memory = msgspec.structs.replace(counters.memory, oom_kills=None)
+                    counters = msgspec.structs.replace(counters, memory=memory)
                 end = dataclasses.replace(end, counters=counters)
         except Exception as exc:  # whatever it is: nobody may wait for the end for ever
             log.exception(
@@ -141,6 +145,14 @@ class ContainerTask(RunningTask):
             error=state.get("Error") or None,
             ended_at_ns=_unix_ns(state.get("FinishedAt")) or at_ns,
         )
+
+    def _tell_end(self, end: Exit) -> None:
+        """Tell it to who reads the events; also where the engine's own was missed, or came too early for us."""
+        if end.oom_killed and not self._oom:
+            self.happened("oom", {}, end.ended_at_ns or 0)
+        code = "" if end.exit_code is None else str(end.exit_code)
+        text = f"ended with exit code {code}" if code else end.error or "ended"
+        self.driver.tell(self.config, text, end.ended_at_ns, {"exit_code": code})
 
     def _unseen_exit(self, exit_code: int | None, at_ns: int | None, fate: str) -> Exit:
         """What the event said, where the engine can say no more."""
@@ -262,6 +274,8 @@ class LocalContainer(ContainerTask):
         super().__init__(config, driver, found, parent)
         self._paths = paths
         self.pid = int(found["State"].get("Pid") or 0)
+        host = found.get("HostConfig") or {}
+        self._network_pid = 0 if host.get("NetworkMode") == "host" else self.pid
         self._counters: LocalCounters | None = None
         self._last: Counters | None = None
 
@@ -287,7 +301,7 @@ class LocalContainer(ContainerTask):
 
         if self._paths is None:
             raise TaskNotFound(f"the container of task {self.config.id} had ended before its group was found")
-        return LocalCounters(self._paths, pid=self.pid or 0)
+        return LocalCounters(self._paths, pid=self._network_pid)
 
     async def _totals(self) -> Counters | None:
         """The parent group's totals, with what only the container's own group knew: limits, OOM kills."""

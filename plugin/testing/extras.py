@@ -76,7 +76,7 @@ class ExtraChecks(SuiteBase):
         async with self.host() as host:
             task = await self.start(host, self.commands.lasts())
             # an engine may only be able to tell the size once the command runs
-            known = 'until s=$(stty size 2>/dev/null) && [ "$s" != "0 0" ]; do sleep 0.02; done; echo "$s"'
+            known = "until case $(stty size 2>&1) in *[1-9]*) true;; *) false;; esac; do sleep 0.02; done; stty size"
             script = f"{known}; echo err >&2; read line; stty size"
             async with await self.session(task, script, tty=True, size=(33, 77)) as session:
                 received = b""

@@ -6,13 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from fakes import FakeDriver, FakeTask, FunctionDriver, FunctionTask, ReadTask, a_driver, counters
 
 from cameleer.config import TaskConfig
-from cameleer.driver import RunningTask, Tick
+from cameleer.driver import Fingerprint, RunningTask, Tick
 from cameleer.errors import DeadlineExceeded, RecoverableError, UnrecoverableError
 from cameleer.hooks.specs import hookimpl
 from cameleer.host import Host
@@ -369,3 +370,21 @@ async def test_two_hundred_blocking_tasks_wait_at_once_and_stop_answers_within_a
         for each in waiting:
             each.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_driver_that_says_it_is_well_again_is_held_for_well_again() -> None:
+    words: asyncio.Queue[Fingerprint] = asyncio.Queue()
+
+    class Wavering(a_driver(name="wavering")):  # type: ignore[misc]
+        async def fingerprint(self) -> AsyncGenerator[Fingerprint, None]:
+            while True:
+                yield await words.get()
+
+    async with a_host(Wavering) as host:
+        driver = await host.driver("wavering")
+        driver.misbehaves("a call was abandoned")
+        async with aclosing(driver.fingerprint()) as found:
+            for health, expected in (("healthy", "unhealthy"), ("unhealthy", "unhealthy"), ("healthy", "healthy")):
+                words.put_nowait(Fingerprint(health=health))
+                assert (await anext(found)).health == expected
+        assert driver.problem is None

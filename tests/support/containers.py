@@ -7,7 +7,7 @@ import glob
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -97,7 +97,8 @@ def traces(engine: Engine, host_id: str, folder: Path | None = None) -> list[str
     """What there is of a host's containers: themselves, control groups, records of output."""
     found = engine.out("ps", "--all", "--quiet", "--filter", f"label=cameleer.host_id={host_id}").split()
     for group in glob.glob(f"/sys/fs/cgroup/**/docker.*{host_id}", recursive=True):
-        found += [group, *(each.path for each in os.scandir(group) if each.is_dir())]
+        with suppress(FileNotFoundError):  # it goes while we look
+            found += [*(each.path for each in os.scandir(group) if each.is_dir()), group]
     if folder is not None and (folder / "docker").is_dir():
         found += [str(each) for each in (folder / "docker").iterdir()]
     return found

@@ -60,6 +60,8 @@ class Engine:
         network = ["--userland-proxy=true"] if self._bridge else ["--bridge=none"]
         self._process = subprocess.Popen(
             [
+                "setpriv",
+                "--pdeathsig=TERM",  # also where the tests are killed
                 *(_OWN_NETWORK if self._bridge else ()),
                 "env",
                 "--default-signal",  # of whoever started the tests, and so of the containers

@@ -1,9 +1,9 @@
 """Run tests on a real cgroup v2, inside user-mode Linux, with this Python and this environment::
 
-    python tests/support/uml.py [--tasks|--user] [pytest's arguments]
+    python tests/support/uml.py [--tasks|--user|--containers] [pytest's arguments]
 
 Without arguments of pytest's: the tests of groups; with ``--tasks`` those of tasks in groups; with ``--user`` these as
-an unprivileged user to whom a part of the tree was delegated.
+an unprivileged user to whom a part of the tree was delegated; with ``--containers`` those of a Docker engine in there.
 
 User-mode Linux is a kernel that runs as an ordinary process and sees this machine's files; Debian's package is
 ``user-mode-linux``. Its exit status is pytest's, and its output too. System calls cost a hundred times more there than
@@ -41,6 +41,7 @@ SELECTIONS = {
         f"{RAW_EXEC}_groups.py",
         "tests/plugin/cli/test_delegated.py",
     ),
+    "--containers": ("tests/drivers/docker/test_local.py", "tests/drivers/docker/test_parent.py"),
 }
 MEMORY = "512M"
 LIMIT_S = 420.0
@@ -198,6 +199,6 @@ def _stop(signum: int, _frame: object) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
-    suite = sys.argv.pop(1) if sys.argv[1:2] in (["--tasks"], ["--user"]) else ""
+    suite = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1] in SELECTIONS else ""
     chosen = sys.argv[1:] or ["-ra", *SELECTIONS[suite]]
     sys.exit(run(chosen, LONG_LIMIT_S if suite else LIMIT_S, NOBODY if suite == "--user" else None))

@@ -6,6 +6,7 @@ from engine import Engine, needs_engine
 
 from cameleer.drivers.docker import Docker, DockerCommands
 from cameleer.testing import DriverSuite
+from cameleer.testing.readings import ReadingChecks
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ class TestDocker(DriverSuite):
 
 @pytest.mark.root
 @needs_engine
-class TestDockerThatAsksTheEngine(DriverSuite):
+class TestDockerThatAsksTheEngine(ReadingChecks):
     """Readings come from the engine, as they do where it is on another machine."""
 
     driver = Docker
