@@ -40,10 +40,10 @@ from cameleer.drivers.cgroup import kernel
 from cameleer.drivers.cgroup.group import Cgroups, Group
 from cameleer.drivers.cgroup.mode import detect
 from cameleer.drivers.cgroup.reader import CgroupCounters
-from cameleer.drivers.docker import local
-from cameleer.drivers.docker.endpoint import Endpoint
-from cameleer.drivers.docker.http import Client
-from cameleer.drivers.docker.remote import Mode, Sampler
+from cameleer.drivers.docker.client.endpoint import Endpoint
+from cameleer.drivers.docker.client.http import Client
+from cameleer.drivers.docker.stats import local
+from cameleer.drivers.docker.stats.remote import Mode, Sampler
 
 SDK = "SDK stream, a thread each"
 LOCAL = "local"

@@ -47,7 +47,7 @@ class DockerCommands(ShellCommands):
 @contextmanager
 def _container(image: str, endpoint: str) -> Iterator[str]:
     import docker
-    from cameleer.drivers.docker.endpoint import find
+    from cameleer.drivers.docker.client.endpoint import find
     from cameleer.drivers.docker.settings import DockerConfig
 
     client = docker.DockerClient(base_url=find(DockerConfig(endpoint=endpoint)).url)

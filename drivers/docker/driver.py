@@ -1,7 +1,8 @@
 """Containers as tasks, by a Docker engine.
 
 Ends come from one stream of events, readings from the container's own control group where the engine is on this
-machine (:mod:`cameleer.drivers.docker.local`), else from the engine (:mod:`cameleer.drivers.docker.remote`).
+machine (:mod:`cameleer.drivers.docker.stats.local`), else from the engine
+(:mod:`cameleer.drivers.docker.stats.remote`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import msgspec
 
 from cameleer.config import TaskConfig
 from cameleer.driver import Capabilities, Driver, Fingerprint, Leftover, RunningTask, TaskEvent
-from cameleer.drivers.docker.create import container_name
-from cameleer.drivers.docker.output import Streams
+from cameleer.drivers.docker.creation.create import container_name
 from cameleer.drivers.docker.settings import DockerConfig, DockerTaskConfig
 from cameleer.drivers.docker.start import Start
 from cameleer.drivers.docker.state import State
+from cameleer.drivers.docker.streams.output import Streams
 from cameleer.drivers.docker.task import (
     AttachedLocal,
     AttachedRemote,
@@ -41,12 +42,12 @@ if TYPE_CHECKING:
     from tenacity.wait import wait_base
 
     from cameleer.drivers.cgroup.paths import GroupPaths
-    from cameleer.drivers.docker.endpoint import Endpoint
+    from cameleer.drivers.docker.client.endpoint import Endpoint
     from cameleer.drivers.docker.engine import Engine, EngineInfo
     from cameleer.drivers.docker.events import Inspected
-    from cameleer.drivers.docker.parent import Parent, Parents
-    from cameleer.drivers.docker.pulls import Pulls
+    from cameleer.drivers.docker.images.pulls import Pulls
     from cameleer.drivers.docker.reaper import Reaper
+    from cameleer.drivers.docker.stats.parent import Parent, Parents
     from cameleer.node import NodeInfo
     from cameleer.task import TaskHandle
 
@@ -158,7 +159,7 @@ class Docker(Driver):
     def pulls(self) -> Pulls:
         """What gets images."""
         if self._pulls is None:
-            from cameleer.drivers.docker.pulls import Pulls
+            from cameleer.drivers.docker.images.pulls import Pulls
 
             self._pulls = Pulls(self.engine.client, self.config, self._pull_told)
         return self._pulls
@@ -183,7 +184,7 @@ class Docker(Driver):
                     await self._changed.wait()
 
     async def _look(self) -> Fingerprint:
-        from cameleer.drivers.docker.failures import EngineGone
+        from cameleer.drivers.docker.client.failures import EngineGone
 
         try:
             self._info = await self.engine.info()
@@ -314,7 +315,7 @@ class Docker(Driver):
         if self.config.stats == "remote" or not self.engine.endpoint.is_unix or info.cgroup_driver == "none":
             return None
         if self._parents is None:
-            from cameleer.drivers.docker.parent import Parents
+            from cameleer.drivers.docker.stats.parent import Parents
 
             self._parents = Parents(
                 self.node,
@@ -394,7 +395,7 @@ class Docker(Driver):
 
     async def remove_container(self, container: str) -> None:
         """Kill and remove a container with its anonymous volumes; one that is gone is no error."""
-        from cameleer.drivers.docker.failures import Conflict
+        from cameleer.drivers.docker.client.failures import Conflict
 
         what = f"remove the container {container[:12]}"
         try:
@@ -458,7 +459,7 @@ class Docker(Driver):
 
     def _take_engine_of(self, state: State) -> None:
         """Use the engine that a task was started by, where nobody says which: Nomad loses a driver's configuration."""
-        from cameleer.drivers.docker.endpoint import find
+        from cameleer.drivers.docker.client.endpoint import find
 
         if self._engine is None and state.endpoint and find(self.config).source == "default":
             self.config = msgspec.structs.replace(self.config, endpoint=state.endpoint)
@@ -512,7 +513,7 @@ class Docker(Driver):
 
     def _paths(self, found: Inspected) -> GroupPaths | None:
         """The container's group; None: it is not on this machine, or not to be read."""
-        from cameleer.drivers.docker import local
+        from cameleer.drivers.docker.stats import local
 
         if self.config.stats == "remote":
             return None
@@ -549,7 +550,7 @@ class Docker(Driver):
 
     async def leftovers(self, claimed: Collection[str]) -> Sequence[Leftover]:
         """Find containers with our label, and groups around containers, that no handle claims."""
-        from cameleer.drivers.docker.failures import EngineGone
+        from cameleer.drivers.docker.client.failures import EngineGone
 
         kept = {*claimed, *self._tasks, *self._starting}
         found = []

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from cameleer.drivers.docker.endpoint import Endpoint, find
+from cameleer.drivers.docker.client.endpoint import Endpoint, find
+from cameleer.drivers.docker.client.http import Client
+from cameleer.drivers.docker.client.sdk import Sdk
 from cameleer.drivers.docker.events import Events
-from cameleer.drivers.docker.http import Client
-from cameleer.drivers.docker.remote import Sampler
-from cameleer.drivers.docker.sdk import Sdk
+from cameleer.drivers.docker.stats.remote import Sampler
 from cameleer.errors import RecoverableError
 
 if TYPE_CHECKING:

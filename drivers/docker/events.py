@@ -16,7 +16,7 @@ from cameleer.errors import DriverError, RecoverableError, TaskNotFound
 from cameleer.log import Repeated
 
 if TYPE_CHECKING:
-    from cameleer.drivers.docker.http import Client
+    from cameleer.drivers.docker.client.http import Client
 
 _ACTIONS = ("die", "oom", "health_status", "destroy")
 _FIRST_PAUSE_S = 0.1
@@ -107,7 +107,7 @@ class Events:
 
         :raises EngineGone: it cannot be opened.
         """
-        from cameleer.drivers.docker.failures import EngineGone
+        from cameleer.drivers.docker.client.failures import EngineGone
 
         if self._work is None:
             self._work = asyncio.get_running_loop().create_task(self._follow())

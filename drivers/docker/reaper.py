@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cameleer.errors import StartRecoverable
 
 if TYPE_CHECKING:
-    from cameleer.drivers.docker.endpoint import Endpoint
+    from cameleer.drivers.docker.client.endpoint import Endpoint
 
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); from reaping import main; main(int(sys.argv[2]), int(sys.argv[3]))"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cameleer.config import TaskConfig
-from cameleer.drivers.docker.create import LABEL, arguments, check_warnings
-from cameleer.drivers.docker.output import Streams
+from cameleer.drivers.docker.creation.create import LABEL, arguments, check_warnings
 from cameleer.drivers.docker.settings import DockerTaskConfig
+from cameleer.drivers.docker.streams.output import Streams
 from cameleer.drivers.docker.task import ContainerTask, has_ended
 from cameleer.errors import (
     CommandNotExecutable,
@@ -24,10 +24,10 @@ from cameleer.errors import (
 
 if TYPE_CHECKING:
     import docker
-    from cameleer.drivers.docker.create import Creation
+    from cameleer.drivers.docker.creation.create import Creation
     from cameleer.drivers.docker.driver import Docker
     from cameleer.drivers.docker.engine import EngineInfo
-    from cameleer.drivers.docker.parent import Parent
+    from cameleer.drivers.docker.stats.parent import Parent
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from cameleer.drivers.cgroup.paths import GroupPaths
     from cameleer.drivers.docker.driver import Docker
     from cameleer.drivers.docker.events import Inspected
-    from cameleer.drivers.docker.local import LocalCounters
-    from cameleer.drivers.docker.output import Streams
-    from cameleer.drivers.docker.parent import Parent
+    from cameleer.drivers.docker.stats.local import LocalCounters
+    from cameleer.drivers.docker.stats.parent import Parent
+    from cameleer.drivers.docker.streams.output import Streams
     from cameleer.usage import Counters
 
 _DRAIN_S: Final = 10.0
@@ -247,7 +247,7 @@ class ContainerTask(RunningTask):
         :raises StartError: it cannot be started.
         :raises UnrecoverableError: the container does not run.
         """
-        from cameleer.drivers.docker.session import DockerExecSession
+        from cameleer.drivers.docker.streams.session import DockerExecSession
 
         if self._end.done():
             raise UnrecoverableError(f"cannot run a command in task {self.config.id}: it has ended")
@@ -297,7 +297,7 @@ class LocalContainer(ContainerTask):
         return self._last
 
     def _open(self) -> LocalCounters:
-        from cameleer.drivers.docker.local import LocalCounters
+        from cameleer.drivers.docker.stats.local import LocalCounters
 
         if self._paths is None:
             raise TaskNotFound(f"the container of task {self.config.id} had ended before its group was found")
@@ -384,7 +384,7 @@ def _unix_ns(text: object) -> int | None:
     """Unix time of the engine's text, nanoseconds; None: it has not happened."""
     if not isinstance(text, str) or not text or text.startswith(_NEVER):
         return None
-    from cameleer.drivers.docker.clock import unix_ns
+    from cameleer.drivers.docker.stats.clock import unix_ns
 
     return unix_ns(text)
 

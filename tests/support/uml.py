@@ -41,7 +41,7 @@ SELECTIONS = {
         f"{RAW_EXEC}_groups.py",
         "tests/plugin/cli/test_delegated.py",
     ),
-    "--containers": ("tests/drivers/docker/test_local.py", "tests/drivers/docker/test_parent.py"),
+    "--containers": ("tests/drivers/docker/stats/test_local.py", "tests/drivers/docker/stats/test_parent.py"),
 }
 MEMORY = "512M"
 LIMIT_S = 420.0

@@ -365,7 +365,7 @@ async def test_an_image_that_is_gone_for_good_is_an_error(engine: Engine, tmp_pa
 
 
 async def test_a_name_that_somebody_else_has_is_an_error_and_his_container_stays(engine: Engine, host: Host) -> None:
-    from cameleer.drivers.docker.create import container_name
+    from cameleer.drivers.docker.creation.create import container_name
 
     config = shell("true")
     name = container_name(config, host.node)

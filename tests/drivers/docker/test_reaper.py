@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from engine import IMAGE, PATIENCE_S, Engine, needs_engine, running
 
-from cameleer.drivers.docker.endpoint import Endpoint
+from cameleer.drivers.docker.client.endpoint import Endpoint
 from cameleer.drivers.docker.reaper import Reaper
 from cameleer.errors import StartRecoverable
 
 HOST = """
 import asyncio, json, os, sys
-from cameleer.drivers.docker.endpoint import Endpoint, Tls
+from cameleer.drivers.docker.client.endpoint import Endpoint, Tls
 from cameleer.drivers.docker.reaper import Reaper
 
 async def main():

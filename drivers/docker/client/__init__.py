@@ -1,0 +1,1 @@
+"""The ways to talk to an engine."""

@@ -1,0 +1,1 @@
+"""A task as the engine's request to create a container."""

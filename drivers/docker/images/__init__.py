@@ -1,0 +1,1 @@
+"""Getting images: their names, pulls, credentials."""

@@ -1,0 +1,1 @@
+"""What a container used: from its control group, or from its engine."""

@@ -1,0 +1,1 @@
+"""What a container reads and writes, and further commands in it."""
