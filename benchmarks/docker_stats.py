@@ -5,8 +5,8 @@
 CPU time for each container and sample, µs, of the client, dockerd, containerd and the shims together, and its ratio to
 what most Python tools do: the SDK's stream with a thread for each container. The engine is one of its own with sleeping
 containers, in a control group of its own, whose CPU time is exact to the nanosecond; what it uses while nobody measures
-is measured in the same run and subtracted. Medians over the seconds, because an engine has housekeeping of its own:
-each shim gives memory back every 30 s, 7 ms a time, so the containers are started evenly over 30 s.
+is measured in the same run and subtracted. Medians over the seconds, because an engine has housekeeping of its own: the
+shims were seen to use some ms each at times, half a minute apart, so the containers are started evenly over 30 s.
 
 Of the local path it is the time of the reads, paced at 1 Hz; that the engine does nothing for them is shown apart, in
 turns with an engine at rest, beside its noise. Needs root, ``dockerd`` and ``busybox``.
