@@ -145,12 +145,16 @@ class AttachedProcess(AttachedTask):
     """A process that somebody else runs, and its descendants."""
 
     def __init__(self, config: TaskConfig, identity: ProcessIdentity, pidfd: int, counters: TreeCounters) -> None:
-        super().__init__(config, f"process {identity.pid}")
+        super().__init__(config)
         self._identity = identity
         self._pidfd = pidfd
         self._counters = counters
         self._end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(pidfd, self._ended)
+
+    def what(self) -> str:
+        """A process, by its id."""
+        return f"process {self._identity.pid}"
 
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)

@@ -269,21 +269,18 @@ class RunningTask(ABC):
 
 
 class AttachedTask(RunningTask):
-    """Something that others run: only measured, never stopped or removed. Drivers derive from it, and add ``wait``.
+    """Something that others run: only measured, never stopped or removed. Drivers derive from it, and add ``wait``."""
 
-    :param what: it is, for messages.
-    """
-
-    def __init__(self, config: TaskConfig, what: str) -> None:
-        super().__init__(config)
-        self._what = what
+    def what(self) -> str:
+        """What it is, for messages."""
+        return self.config.name
 
     async def signal(self, signum: int) -> None:
         """Refused: it is not ours.
 
         :raises NotSupported: always.
         """
-        raise NotSupported(f"{self._what} is somebody else's: it is only measured")
+        raise NotSupported(f"{self.what()} is somebody else's: it is only measured")
 
     async def stop(self, timeout_s: float, signum: int) -> None:
         """Refused: it is not ours.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from cameleer.config import TaskConfig
-from cameleer.driver import ExecSession, NetworkOverride, RunningTask, Tick
-from cameleer.errors import DriverError, NotSupported, TaskNotFound, UnrecoverableError
+from cameleer.driver import AttachedTask, ExecSession, NetworkOverride, RunningTask, Tick
+from cameleer.errors import DriverError, TaskNotFound, UnrecoverableError
 from cameleer.log import fields, log
 from cameleer.status import Exit
 
@@ -327,25 +327,12 @@ class RemoteContainer(ContainerTask):
         return self.driver.engine.sampler.stats(self.container, interval_s)
 
 
-class _Foreign(ContainerTask):
-    """What both forms of an attached container refuse."""
+class _Foreign(AttachedTask, ContainerTask):
+    """What both forms of an attached container have in common."""
 
-    def _refuse(self) -> NotSupported:
-        return NotSupported(f"the container {self.container_name} is somebody else's: it is only measured")
-
-    async def signal(self, signum: int) -> None:
-        """Refused: it is not ours.
-
-        :raises NotSupported: always.
-        """
-        raise self._refuse()
-
-    async def stop(self, timeout_s: float, signum: int) -> None:
-        """Refused: it is not ours.
-
-        :raises NotSupported: always.
-        """
-        raise self._refuse()
+    def what(self) -> str:
+        """A container, by its name."""
+        return f"the container {self.container_name}"
 
     async def destroy(self, force: bool = False) -> None:
         """Let go of it; it is not touched."""

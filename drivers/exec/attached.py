@@ -30,10 +30,14 @@ class AttachedGroup(AttachedTask):
     def __init__(self, config: TaskConfig, paths: GroupPaths) -> None:
         from cameleer.drivers.cgroup.reader import CgroupCounters
 
-        super().__init__(config, f"the group {config.name}")
+        super().__init__(config)
         self._paths = paths
         make = cast("Callable[[GroupPaths], CgroupCounters]", CgroupCounters)  # which makes the form for the version
         self._counters = make(paths)
+
+    def what(self) -> str:
+        """A group, by its path."""
+        return f"the group {self.config.name}"
 
     async def wait(self) -> Exit:
         """Wait for the group's removal; how its processes ended is their parents' to know."""
