@@ -76,7 +76,7 @@ class LoopWatch:
                 who,
                 held * 1000,
                 where,
-                extra=fields(driver=who.partition(".")[0]),
+                extra={**fields(driver=who.partition(".")[0]), "for_authors": True},
             )
 
     def _watch(self) -> None:

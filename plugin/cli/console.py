@@ -43,11 +43,16 @@ def tracing() -> bool:
 
 
 def show_log() -> None:
-    """Show what the library logs, from WARNING on, as lines of our own; with ``CAMELEER_TRACE`` all of it."""
+    """Show what the library logs, from WARNING on, as lines of our own; with ``CAMELEER_TRACE`` all of it.
+
+    Advice to authors of drivers is not for who runs a command.
+    """
     import logging
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "for_authors", False) and not tracing():
+                return
             try:
                 say(" ".join(record.getMessage().split()))
             except Exception:  # a message that cannot be formatted must not hurt the run
