@@ -84,7 +84,7 @@ _UNIX: Final = _UnixTime()
 class _SmallFile:
     """A file of the extended tier whose text the kernel hands out in one piece.
 
-    :ivar data: what it said last, not parsed again while it is the same.
+    :ivar data: what it said last, not parsed again while it is the same; None: nothing yet, which is not empty.
     """
 
     __slots__ = ("data", "handle", "name", "size")
@@ -93,7 +93,7 @@ class _SmallFile:
         self.name = name
         self.handle = handle
         self.size = _SMALL_BYTES
-        self.data = b""
+        self.data: bytes | None = None
 
 
 class CgroupCounters:

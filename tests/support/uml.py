@@ -41,7 +41,11 @@ SELECTIONS = {
         f"{RAW_EXEC}_groups.py",
         "tests/plugin/cli/test_delegated.py",
     ),
-    "--containers": ("tests/drivers/docker/stats/test_local.py", "tests/drivers/docker/stats/test_parent.py"),
+    "--containers": (
+        "tests/drivers/docker/stats/test_local.py",
+        "tests/drivers/docker/stats/test_parent.py",
+        "tests/drivers/docker/stats/test_remote_of_real_engine.py::test_both_paths_give_the_same_numbers_under_load",
+    ),
 }
 MEMORY = "512M"
 LIMIT_S = 420.0

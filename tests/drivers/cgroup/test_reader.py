@@ -614,6 +614,13 @@ class TestWhatGoesWrong:
         group[name] = whole
         assert flat(reader.read(FRESH)) == good
 
+    def test_a_group_that_has_done_no_io_has_done_none(self, recorded: Make) -> None:
+        """Version 2 lists the devices that were used; that is an empty text at first, and no unknown."""
+        group = recorded("v2-6.12/busy")
+        group["io.stat"] = ""
+        io = group.reader().read(FRESH).io
+        assert (io.read_bytes, io.write_bytes, io.read_ops, io.write_ops) == (0, 0, 0, 0)
+
     def test_a_group_that_is_not_there_is_not_found(self, tmp_path: Path) -> None:
         with pytest.raises(TaskNotFound, match="nowhere"):
             CgroupCounters(GroupPaths(version=2, folders={"unified": f"{tmp_path}/nowhere"}))
