@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import signal
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -29,6 +30,9 @@ _DRAIN_S: Final = 10.0
 """How long the last output may take, after the end, while nobody takes any of it."""
 _LAST_OUTPUT_S: Final = 0.5
 """How long it may take where the container runs again."""
+_LATE_OOM_S: Final = 0.5
+"""How much later than the end of a container an engine under load may hear that memory was what it lacked."""
+_SIGKILL_CODE: Final = 128 + signal.SIGKILL
 _NEVER: Final = "0001-01-01"
 """How the engine writes the time of what has not happened."""
 
@@ -56,7 +60,8 @@ class ContainerTask(RunningTask):
         self._image = str(found.get("Image", ""))
         self._end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._concluding: asyncio.Task[None] | None = None
-        self._oom = False
+        self._oom = asyncio.Event()
+        self._kills = False
         self._destroyed = False
 
     @property
@@ -74,7 +79,7 @@ class ContainerTask(RunningTask):
     def happened(self, action: str, attributes: Mapping[str, str], at_ns: int) -> None:
         """Take note of an event of the engine's."""
         if action == "oom":
-            self._oom = True
+            self._oom.set()
             self.driver.tell(self.config, "out of memory: the kernel killed a process", at_ns)
         elif action.startswith("health_status"):
             self.driver.tell(self.config, action.replace("health_status", "health"), at_ns)
@@ -112,6 +117,8 @@ class ContainerTask(RunningTask):
                 self._tell_end(end)
                 await self._let_output_go()
             else:
+                if found is not None and self._may_have_lacked_memory(found):
+                    await self._late_oom()
                 end = self._exit(found, exit_code, at_ns)
                 self._tell_end(end)
                 await self._drained()
@@ -135,20 +142,32 @@ class ContainerTask(RunningTask):
         except DriverError:
             return None
 
+    def _may_have_lacked_memory(self, found: Inspected) -> bool:
+        """Whether SIGKILL ended a container with a limit, nobody sent it by us, and the engine names no reason."""
+        state, limits = found["State"], found.get("HostConfig") or {}
+        is_explained = self._kills or self._oom.is_set() or state.get("OOMKilled")
+        return state.get("ExitCode") == _SIGKILL_CODE and bool(limits.get("Memory")) and not is_explained
+
+    async def _late_oom(self) -> None:
+        """Wait a moment for the word: it reaches the engine by another way than the end, on a busy machine later."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LATE_OOM_S):
+                await self._oom.wait()
+
     def _exit(self, found: Inspected | None, exit_code: int | None, at_ns: int | None) -> Exit:
         if found is None:
             return self._unseen_exit(exit_code, at_ns, "was removed by somebody else")
         state = found["State"]
         return Exit(
             exit_code=state.get("ExitCode"),
-            oom_killed=bool(state.get("OOMKilled")) or self._oom,
+            oom_killed=bool(state.get("OOMKilled")) or self._oom.is_set(),
             error=state.get("Error") or None,
             ended_at_ns=_unix_ns(state.get("FinishedAt")) or at_ns,
         )
 
     def _tell_end(self, end: Exit) -> None:
         """Tell it to who reads the events; also where the engine's own was missed, or came too early for us."""
-        if end.oom_killed and not self._oom:
+        if end.oom_killed and not self._oom.is_set():
             self.happened("oom", {}, end.ended_at_ns or 0)
         code = "" if end.exit_code is None else str(end.exit_code)
         text = f"ended with exit code {code}" if code else end.error or "ended"
@@ -157,7 +176,7 @@ class ContainerTask(RunningTask):
     def _unseen_exit(self, exit_code: int | None, at_ns: int | None, fate: str) -> Exit:
         """What the event said, where the engine can say no more."""
         error = f"the container {fate}, and nobody saw how it ended" if exit_code is None else None
-        return Exit(exit_code=exit_code, oom_killed=self._oom or None, error=error, ended_at_ns=at_ns)
+        return Exit(exit_code=exit_code, oom_killed=self._oom.is_set() or None, error=error, ended_at_ns=at_ns)
 
     async def _let_output_go(self) -> None:
         """Deliver what comes at once; the rest is another run's."""
@@ -200,6 +219,7 @@ class ContainerTask(RunningTask):
         """
         if self._end.done():
             raise UnrecoverableError(f"cannot signal task {self.config.id}: it has ended")
+        self._kills = self._kills or signum == signal.SIGKILL
         await self.driver.engine.sdk.call(
             f"signal the container {self.container_name}", lambda client: client.kill(self.container, signum)
         )

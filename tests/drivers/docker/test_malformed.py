@@ -259,6 +259,24 @@ async def test_an_end_without_a_code_is_asked_for(driver: Docker, script: Script
     assert (await end_of(task)).exit_code == 3
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_lack_of_memory_is_known_also_where_the_engine_hears_of_it_after_the_end(
+    driver: Docker, script: Scripted, is_told: bool
+) -> None:
+    task = await attached(driver)
+
+    async def inspect(connection: Connection, request: Request) -> None:
+        killed = {**ENDED, "State": {**ENDED["State"], "ExitCode": 137, "OOMKilled": False}}
+        await answer({**killed, "HostConfig": {**killed["HostConfig"], "Memory": 16 << 20}})(connection, request)
+        if is_told:
+            script.happened("oom")
+
+    script.tell("GET", f"/containers/{CONTAINER}/json", inspect)
+    script.happened("die", exitCode="137")
+    end = await end_of(task)
+    assert (end.exit_code, end.oom_killed) == (137, is_told)
+
+
 async def test_an_end_that_nobody_can_tell_is_an_error_and_never_success(driver: Docker, script: Scripted) -> None:
     task = await attached(driver)
     script.tell("GET", f"/containers/{CONTAINER}/json", answer({"message": "No such container: c"}, "404 Not Found"))
