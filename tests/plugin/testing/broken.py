@@ -632,7 +632,12 @@ class TellsNoSignal(Unbroken):
 
 
 class LeavesTheTree(_ChangedFields):
+    class Task(_Process):
+        async def stop(self, timeout_s: float, signum: int) -> None:
+            await self.inner.stop(max(timeout_s, 30), signum)  # where the grace is over, even it kills them all
+
     fields: ClassVar = {"leave_rest": True}
+    task_type = Task
 
 
 class InheritsTheEnvironment(Unbroken):
