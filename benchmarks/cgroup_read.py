@@ -58,7 +58,7 @@ QUOTA = Resources(cpu_quota_cores=2)
 NO_LIMITS = Resources()
 CORE = Tick(0)
 BOTH = Tick(0, extended=True)
-SAMPLES = 400
+SAMPLES = 2000
 """At least so many in each round."""
 SLICE = 250
 """Tasks that the host reads at one wake-up."""
