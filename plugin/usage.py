@@ -3,6 +3,10 @@
 A driver fills :class:`Counters` and computes nothing. The host turns two of them into a :class:`TaskResourceUsage`
 (:func:`cameleer.derive`), which has the same groups with their rates filled in. Both are built on every reading, so
 they are msgspec Structs. Unknown is ``None``, never 0; ``missing`` says why a whole group is absent.
+
+Build them by keyword. The three whose many fields are filled for every task and tick are not keyword-only, for the few
+lines here that build them by position: by keyword :class:`MemoryUsage` alone costs 0.45 µs more, of the 5 that a
+reading costs beside the kernel's part.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ process ever had, as the kernel reports it at the end."""
 MissingReason = Literal["unsupported", "disabled", "not permitted", "failed"]
 
 
-class CpuUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class CpuUsage(msgspec.Struct, frozen=True, gc=False):
     """What a task used of the processors. Counters grow from the task's start.
 
     :ivar total_ns: user and system CPU time, nanoseconds; counter.
@@ -50,7 +54,7 @@ class CpuUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     throttled_ns: int | None = None
 
 
-class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class MemoryUsage(msgspec.Struct, frozen=True, gc=False):
     """What a task holds in memory, in bytes, and its page faults.
 
     :ivar rss_bytes: anonymous memory of a cgroup; of a process tree the resident sets added up, an upper bound where
@@ -227,7 +231,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     per_process: tuple[ProcessRow, ...] | None = None
 
 
-class TaskResourceUsage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class TaskResourceUsage(msgspec.Struct, frozen=True, gc=False):
     """One reading of a task: its counters and the rates derived from them.
 
     :ivar at_ns: when it was true, ``time.monotonic_ns()``.

@@ -77,7 +77,7 @@ class Layout:
         try:
             if self._keys_at(words) != self._keys or data[-1] != _NEWLINE:
                 return None
-            found = _numbers(b"[%b]" % b",".join((*self._values_at(words), *rest)))
+            found = _numbers(b"[%b]" % b",".join(self._values_at(words) + rest))
         except (IndexError, msgspec.DecodeError):
             return None
         for index in self._gaps:

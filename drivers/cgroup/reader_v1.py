@@ -174,25 +174,26 @@ class CgroupCountersV1(CgroupCounters):
             values.append(parse.number(usage, self._path("memory.usage_in_bytes")))
             values.append(parse.number(peak, self._path("memory.max_usage_in_bytes")))
         rss, cache, mapped, unevictable, swap, inactive, faults, major, usage_bytes, peak_bytes = values
-        self._memory = MemoryUsage(
-            rss_bytes=rss,
-            cache_bytes=cache,
-            swap_bytes=None if swap == ABSENT else swap,
-            mapped_file_bytes=mapped,
-            usage_bytes=usage_bytes,
-            usage_with_swap_bytes=None if swap == ABSENT else usage_bytes + swap,
-            working_set_bytes=usage_bytes - inactive if usage_bytes > inactive else 0,
-            peak_bytes=peak_bytes,
-            kernel_bytes=self._kernel_bytes,
-            kernel_peak_bytes=self._kernel_peak_bytes,
-            unevictable_bytes=unevictable,
-            socket_bytes=self._socket_bytes,
-            limit_bytes=self._limit_bytes,
-            soft_limit_bytes=self._soft_limit_bytes,
-            minor_faults=faults - major if faults > major else 0,
-            major_faults=major,
-            oom_kills=self._oom_kills,
-            measure="cgroup",
+        self._memory = MemoryUsage(  # by position: see cameleer.usage
+            rss,
+            None,  # pss_bytes
+            cache,
+            None if swap == ABSENT else swap,
+            mapped,
+            usage_bytes,
+            None if swap == ABSENT else usage_bytes + swap,
+            usage_bytes - inactive if usage_bytes > inactive else 0,
+            peak_bytes,
+            self._kernel_bytes,
+            self._kernel_peak_bytes,
+            unevictable,
+            self._socket_bytes,
+            self._limit_bytes,
+            self._soft_limit_bytes,
+            faults - major if faults > major else 0,
+            major,
+            self._oom_kills,
+            "cgroup",
         )
 
     def _take_memory(self) -> None:

@@ -125,24 +125,26 @@ class CgroupCountersV2(CgroupCounters):
         swap_bytes = None if self._swap == CLOSED else self._number(swap, "memory.swap.current")
         if swap_bytes:
             self._has_swap = True  # it was given some since
-        self._memory = MemoryUsage(
-            rss_bytes=anon,
-            cache_bytes=file,
-            swap_bytes=swap_bytes,
-            mapped_file_bytes=mapped,
-            usage_bytes=usage_bytes,
-            usage_with_swap_bytes=None if usage_bytes is None or swap_bytes is None else usage_bytes + swap_bytes,
-            working_set_bytes=None if usage_bytes is None else max(usage_bytes - inactive, 0),
-            peak_bytes=None if self._peak == CLOSED else self._number(peak, "memory.peak"),
-            kernel_bytes=None if kernel_bytes == ABSENT else kernel_bytes,
-            unevictable_bytes=unevictable,
-            socket_bytes=None if sock == ABSENT else sock,
-            limit_bytes=self._limit_bytes,
-            soft_limit_bytes=self._soft_limit_bytes,
-            minor_faults=faults - major if faults > major else 0,
-            major_faults=major,
-            oom_kills=self._oom_kills,
-            measure="cgroup",
+        self._memory = MemoryUsage(  # by position: see cameleer.usage
+            anon,
+            None,  # pss_bytes
+            file,
+            swap_bytes,
+            mapped,
+            usage_bytes,
+            None if usage_bytes is None or swap_bytes is None else usage_bytes + swap_bytes,
+            None if usage_bytes is None else max(usage_bytes - inactive, 0),
+            None if self._peak == CLOSED else self._number(peak, "memory.peak"),
+            None if kernel_bytes == ABSENT else kernel_bytes,
+            None,  # kernel_peak_bytes
+            unevictable,
+            None if sock == ABSENT else sock,
+            self._limit_bytes,
+            self._soft_limit_bytes,
+            faults - major if faults > major else 0,
+            major,
+            self._oom_kills,
+            "cgroup",
         )
 
     def _number(self, data: bytes, name: str) -> int:
