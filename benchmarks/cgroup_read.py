@@ -1,12 +1,14 @@
 """What a reading of a control group costs, beside a C program that only reads the same files.
 
-    python benchmarks/cgroup_read.py [--tasks 1 10 100 1000] [--rounds 11] [--paced] [--uml] [--only NAME…]
+    python benchmarks/cgroup_read.py [--tasks 1 10 100 1000 5000] [--rounds 11] [--paced] [--uml] [--only NAME…]
 
 CPU time for each task and sample, µs, and its ratio to the floor: C that preads the same files of kept descriptors and
 parses nothing. Floor and variant alternate, in a random order; medians over the rounds. Before each sweep every task
 has run for some 10 µs and touched a page, so nothing is unchanged, but in the rows that say otherwise. Works as root
 under a parent group of its own, which it removes. ``--paced`` adds the table on a real clock, once a second in
 equal slices; ``--uml`` runs inside user-mode Linux, on version 2 (by the clock on the wall: its CPU clock is coarse).
+More than 2,000 tasks are measured in parts, one after the other, all there at once: a process has too few descriptors
+for more. There only the rows are made that say whether the cost is flat.
 
 Needs a C compiler (``cc``); psutil, cgroupspy and Go with ``github.com/opencontainers/cgroups`` give more rows.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import gc
 import json
 import os
@@ -58,8 +61,10 @@ QUOTA = Resources(cpu_quota_cores=2)
 NO_LIMITS = Resources()
 CORE = Tick(0)
 BOTH = Tick(0, extended=True)
-SAMPLES = 2000
-"""At least so many in each round."""
+SAMPLES, SWEEPS = 2000, 400
+"""At most about so many in each round: some 40 ms, and not longer where tasks are few."""
+PART = 2000
+"""Tasks that are measured at once, at most."""
 SLICE = 250
 """Tasks that the host reads at one wake-up."""
 CLOCKS = {False: time.process_time_ns, True: time.perf_counter_ns}
@@ -127,6 +132,16 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def parts(self) -> list[Groups]:
+        """The same in parts that one process has the descriptors for; each wakes all tasks."""
+        if len(self) <= PART:
+            return [self]
+        made = []
+        for start in range(0, len(self), PART):
+            made.append(copy.copy(self))
+            made[-1].groups = self.groups[start : start + PART]
+        return made
 
     def wake(self, every: int) -> None:
         if every:
@@ -455,6 +470,13 @@ class Result:
         self.floor, self.cost = median(floors), median(costs)
         self.ratio = median(cost / floor for cost, floor in zip(costs, floors, strict=True))
 
+    @classmethod
+    def of(cls, parts: Sequence[Result]) -> Result:
+        """Of tasks that were measured in parts."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls([each.floor for each in parts], [each.cost for each in parts])
+
 
 Timed = Callable[[int], float]
 """Makes so many sweeps and returns the nanoseconds that they took."""
@@ -466,7 +488,7 @@ def alternate(groups: Groups, floor: Timed, sweep: Timed, rounds: int, *, every:
     :param every: each so many-th task runs before each sweep; 0: none does.
     :param turns: sweeps in a row.
     """
-    times = max(1, SAMPLES // (len(groups) * turns))
+    times = max(1, min(SAMPLES // len(groups), SWEEPS) // turns)
     floors, costs = [], []
     gc.collect()
     gc.freeze()
@@ -500,6 +522,7 @@ class Row:
     """What is measured, against which files, how, and what is aimed at.
 
     :ivar peer: the most that our reader may cost of it.
+    :ivar is_flat: to be measured with thousands of tasks too.
     """
 
     def __init__(
@@ -514,10 +537,11 @@ class Row:
         v1_only: bool = False,
         peer: float | None = None,
         go: str = "",
+        is_flat: bool = False,
     ) -> None:
         self.name, self.make, self.aim = name, make, aim
         self.every, self.turns, self.files, self.v1_only = every, turns, files or {}, v1_only
-        self.peer, self.go = peer, go
+        self.peer, self.go, self.is_flat = peer, go, is_flat
 
     def aimed(self, tasks: int) -> float | None:
         found = self.aim.get(tasks) if isinstance(self.aim, dict) else self.aim
@@ -528,15 +552,26 @@ def without_quota(groups: Groups) -> Any:
     return reading(groups, has_quota=False)
 
 
+def settled(groups: Groups) -> Any:
+    return reading(groups, adaptive=True, idle_after_s=0)
+
+
 ROWS = [
     Row("files read, values parsed", parsing, {100: 1.40 + ALLOWANCE, 1000: 1.30 + ALLOWANCE}, v1_only=True),
-    Row("reader: Counters", reading, 1.6),
+    Row("reader: Counters", reading, 1.6, is_flat=True),
     Row("with rates: TaskResourceUsage", public, 1.6),
     Row("whole path", whole_path, 1.9),
     Row("without quota and swap / all eight files", without_quota, 1.25, files={"all_eight": True}),
     Row("without quota", without_quota),
-    Row("settled idle", lambda groups: reading(groups, adaptive=True, idle_after_s=0), 0.20, every=0, turns=5),
-    Row("every tenth active", lambda groups: reading(groups, adaptive=True, idle_after_s=0), 0.45, every=10),
+    Row(
+        "settled idle",
+        lambda groups: reading(groups, adaptive=True, idle_after_s=0),
+        0.20,
+        every=0,
+        turns=5,
+        is_flat=True,
+    ),
+    Row("every tenth active", settled, 0.45, every=10),
     Row("nothing changed", reading, every=0, turns=5),
     Row("both tiers at defaults", defaults, 2.3, turns=5),
     Row("both tiers each time / their files", lambda groups: reading(groups, BOTH), files={"both": True}),
@@ -577,13 +612,25 @@ def variant(groups: Groups, row: Row) -> Iterator[Timed]:
 
 
 def run(groups: Groups, row: Row, rounds: int) -> Result:
-    with floor_of(groups, **row.files) as floor, variant(groups, row) as sweep:
-        return alternate(groups, floor, sweep, rounds, every=row.every, turns=row.turns)
+    found = []
+    for part in groups.parts():
+        with floor_of(part, **row.files) as floor, variant(part, row) as sweep:
+            found.append(alternate(part, floor, sweep, rounds, every=row.every, turns=row.turns))
+    return Result.of(found)
 
 
-def run_peer(groups: Groups, row: Row, rounds: int, every: int) -> Result:
+STATES: dict[str, tuple[int, dict[str, Any]]] = {
+    "tasks asleep, as it comes": (0, {"adaptive": True, "idle_after_s": 0}),
+    "tasks asleep, every file each time": (0, {}),
+    "tasks that ran": (1, {}),
+}
+"""Which tasks run before each sweep, and how the reader reads, where it is held against a peer."""
+
+
+def run_peer(groups: Groups, row: Row, rounds: int, state: str) -> Result:
     """A peer beside the reader."""
-    with reading(groups) as ours, variant(groups, row) as sweep:
+    every, how = STATES[state]
+    with reading(groups, **how) as ours, variant(groups, row) as sweep:
         return alternate(groups, timed(ours, groups.wall), sweep, rounds, every=every)
 
 
@@ -620,6 +667,11 @@ def room_for_descriptors() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             break
     BUDGET.share, BUDGET.spare_share = 0.97, 0.95
+
+
+def keep_core_only() -> None:
+    """Keep no files of the extended tier open: so many tasks have too few descriptors for both."""
+    BUDGET.spare_share = 0.0
 
 
 def bytes_per_task(groups: Groups) -> float:
@@ -712,6 +764,10 @@ def cell(result: Result | None, aim: float | None) -> str:
     return f"{result.cost:.1f} ({result.ratio:.2f}){verdict}"
 
 
+def share(found: float, aim: float | None) -> str:
+    return f"{found:.3f}{' ✓' if aim is not None and found <= aim else ' ✗'}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 10, 100, 1000])
@@ -727,7 +783,7 @@ def main() -> int:
     room_for_descriptors()
     reader_module._PIDLIST_NS = 0  # type: ignore[misc]  # sweeps follow one another faster than a host's ever would
     results: dict[tuple[str, int], Result] = {}
-    shares: dict[tuple[str, int, int], Result] = {}
+    shares: dict[tuple[str, int, str], Result] = {}
     memory: float | None = None
     paces: dict[int, Result] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -739,29 +795,30 @@ def main() -> int:
             with closing(Groups(tasks, program, options.wall)) as groups:
                 if groups.groups[0].paths.version == 2:
                     rows = [row for row in rows if not row.v1_only]
-                for row in rows:
+                if tasks > PART:
+                    keep_core_only()
+                for row in rows if tasks <= PART else (row for row in rows if row.is_flat):
                     results[row.name, tasks] = result = run(groups, row, options.rounds)
                     print(f"{tasks:>5} {row.name:35} {cell(result, row.aimed(tasks))}", file=sys.stderr)
-                    for every in (0, 1) if row.peer is not None else ():
-                        shares[row.name, tasks, every] = run_peer(groups, row, options.rounds, every)
-                if options.paced and tasks >= 100:
+                    for state in STATES if row.peer is not None else ():
+                        shares[row.name, tasks, state] = run_peer(groups, row, options.rounds, state)
+                if options.paced and 100 <= tasks <= PART:
                     paces[tasks] = paced(groups, options.rounds)
                 if tasks == 1000 and not options.only:
                     memory = bytes_per_task(groups)
     print(f"{describe(options.wall)}; µs for each task and sample (ratio to the floor of the same run)\n")
     print(f"| | {' | '.join(f'N={tasks}' for tasks in options.tasks)} |\n|---|{'---|' * len(options.tasks)}")
-    floors = [results[rows[0].name, tasks].floor for tasks in options.tasks]
-    print(f"| C floor | {' | '.join(f'{each:.1f}' for each in floors)} |")
+    firsts = [next(results[row.name, tasks] for row in rows if (row.name, tasks) in results) for tasks in options.tasks]
+    print(f"| C floor | {' | '.join(f'{each.floor:.1f}' for each in firsts)} |")
     for row in rows:
         cells = [cell(results.get((row.name, tasks)), row.aimed(tasks)) for tasks in options.tasks]
         print(f"| {row.name} | {' | '.join(cells)} |")
     for row in rows:
         peer = row.peer
-        for every in (0, 1) if peer is not None else ():
-            ours = [1 / shares[row.name, tasks, every].ratio for tasks in options.tasks]
-            marks = [f"{share:.3f}{' ✓' if peer is not None and share <= peer else ' ✗'}" for share in ours]
-            state = "that ran" if every else "asleep"
-            print(f"| reader ÷ {row.name}, tasks {state} (≤ {peer:.2f}) | {' | '.join(marks)} |")
+        for state in STATES if peer is not None else ():
+            found = [shares.get((row.name, tasks, state)) for tasks in options.tasks]
+            marks = ["–" if each is None else share(1 / each.ratio, peer) for each in found]
+            print(f"| reader ÷ {row.name}, {state} (≤ {peer:.2f}) | {' | '.join(marks)} |")
     name = "reader: Counters"
     if (name, 5000) in results and (name, 1000) in results:
         print(f"\n{name}, 1,000 to 5,000: × {results[name, 5000].cost / results[name, 1000].cost:.2f} (≤ 1.25)")

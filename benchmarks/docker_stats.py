@@ -8,8 +8,9 @@ containers, in a control group of its own, whose CPU time is exact to the nanose
 is measured in the same run and subtracted. Medians over the seconds, because an engine has housekeeping of its own: the
 shims were seen to use some ms each at times, half a minute apart, so the containers are started evenly over 30 s.
 
-Of the local path it is the time of the reads, paced at 1 Hz; that the engine does nothing for them is shown apart, in
-turns with an engine at rest, beside its noise. Needs root, ``dockerd`` and ``busybox``.
+Of the local path it is the time of the reads, paced at 1 Hz, where what they need has left the processor's caches since
+the last one, and back to back; that the engine does nothing for them is shown apart, in turns with an engine at rest,
+beside its noise. Needs root, ``dockerd`` and ``busybox``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
@@ -47,14 +48,17 @@ from cameleer.drivers.docker.stats.remote import Mode, Sampler
 
 SDK = "SDK stream, a thread each"
 LOCAL = "local"
+HOT = "local, back to back"
 IDLE = "local, idle container"
 SETTLE_S = 2.0
 IDLE_S = 4
 """After so long without CPU time only one file is read."""
 LONG_S = 10.0
-AIMS = {LOCAL: 0.01, IDLE: 0.01, "one-shot": 1.25}
+AIMS = {LOCAL: 0.01, HOT: 0.01, IDLE: 0.01, "one-shot": 1.25}
 """Of the SDK's stream, for each container and sample."""
 LONG_AIM = 1 / 7
+LONG_TURNS = 3
+HOT_NS = 300_000_000
 TURNS, TURN_S = 3, 2.0
 HOUSEKEEPING_S = 30.0
 
@@ -202,15 +206,27 @@ class Groups:
                 raise SystemExit(f"no group: {local.look(container, pid).reason}")
             self._readers.append(CgroupCounters(paths, network_pid=pid, adaptive=adaptive))
 
-    async def sweep(self, count: int) -> None:
-        for _ in range(count):
+    def sweep(self) -> None:
+        """Read all; every fifth time both tiers."""
+        began = time.thread_time_ns()
+        tick = Tick(0, extended=self.sweeps % 5 == 0)
+        for each in self._readers:
+            each.read(tick)
+        self.ns += time.thread_time_ns() - began
+        self.sweeps += 1
+
+    async def pace(self, sweeps: int) -> None:
+        """Sweep once a second."""
+        for _ in range(sweeps):
             await asyncio.sleep(1)
-            began = time.thread_time_ns()
-            tick = Tick(0, extended=self.sweeps % 5 == 0)
-            for each in self._readers:
-                each.read(tick)
-            self.ns += time.thread_time_ns() - began
-            self.sweeps += 1
+            self.sweep()
+
+    def forget(self) -> None:
+        """What was until now was for warming up."""
+        self.ns = self.sweeps = 0
+
+    def cost(self) -> Cost:
+        return Cost(client_ns=self.ns, samples=self.sweeps * len(self._readers), seconds=self.sweeps)
 
     def close(self) -> None:
         for each in self._readers:
@@ -218,14 +234,21 @@ class Groups:
 
 
 async def from_groups(bench: Bench, seconds: float, *, adaptive: bool) -> Cost:
-    groups = Groups(bench, adaptive=adaptive)
-    try:
-        await groups.sweep(1 + (IDLE_S if adaptive else 0))
-        groups.ns = groups.sweeps = 0
-        await groups.sweep(max(round(seconds), 5))
-        return Cost(client_ns=groups.ns, samples=groups.sweeps * len(bench.containers), seconds=groups.sweeps)
-    finally:
-        groups.close()
+    with closing(Groups(bench, adaptive=adaptive)) as groups:
+        await groups.pace(1 + (IDLE_S if adaptive else 0))
+        groups.forget()
+        await groups.pace(max(round(seconds), 5))
+        return groups.cost()
+
+
+def back_to_back(bench: Bench) -> Cost:
+    with closing(Groups(bench, adaptive=False)) as groups:
+        for _ in range(5):
+            groups.sweep()
+        groups.forget()
+        while groups.ns < HOT_NS:
+            groups.sweep()
+        return groups.cost()
 
 
 async def at_rest(bench: Bench, seconds: float) -> tuple[Cost, Cost]:
@@ -241,16 +264,13 @@ async def at_rest(bench: Bench, seconds: float) -> tuple[Cost, Cost]:
 
 async def engine_beside_groups(bench: Bench) -> tuple[float, float]:
     """What the engine uses more while its containers are read from their groups: µs a second, and the noise of that."""
-    groups = Groups(bench, adaptive=True)
     resting, reading = [], []
-    try:
+    with closing(Groups(bench, adaptive=True)) as groups:
         for _ in range(TURNS):
             resting += await bench.engine_seconds(TURN_S)
-            sweeps = asyncio.ensure_future(groups.sweep(round(TURN_S)))
+            sweeps = asyncio.ensure_future(groups.pace(round(TURN_S)))
             reading += await bench.engine_seconds(TURN_S)
             await sweeps
-    finally:
-        groups.close()
     return (median(reading) - median(resting)) / 1000, stdev(resting) / 1000
 
 
@@ -392,13 +412,14 @@ async def docker_stats(bench: Bench, seconds: float) -> Cost:
 
 
 WAYS: dict[str, Way] = {SDK: sdk_stream, "one-shot": one_shot, "stream": stream, "docker stats": docker_stats}
-NAMES = (SDK, LOCAL, IDLE, "one-shot", "stream", "docker stats")
+NAMES = (SDK, LOCAL, HOT, IDLE, "one-shot", "stream", "docker stats")
 
 
 def measure(bench: Bench, seconds: float, rounds: int, *, all_ways: bool) -> dict[str, Cost]:
     """All ways in turns: the machine is not the same all the time."""
     found: dict[str, Cost] = {}
     found[LOCAL], found[IDLE] = asyncio.run(at_rest(bench, seconds))
+    found[HOT] = back_to_back(bench)
     print(f"  at rest, µs a second         {bench.idle[0] / 1000:.0f}", file=sys.stderr)
     for number in range(rounds):
         for name, way in WAYS.items():
@@ -411,6 +432,18 @@ def measure(bench: Bench, seconds: float, rounds: int, *, all_ways: bool) -> dic
                 found[name] = cost
             print(f"  {name:28} {cost.sample_us:.0f}", file=sys.stderr)
     return found
+
+
+def seldom(bench: Bench) -> tuple[Cost, Cost, Cost]:
+    """The SDK's stream, one-shot every 10 s in bursts, and spread out: in turns, long enough for the engine's own."""
+    streamed, burst, apart = Cost(), Cost(), Cost()
+    for number in range(LONG_TURNS):
+        asyncio.run(bench.rest(LONG_S))
+        streamed.add(asyncio.run(sdk_stream(bench, LONG_S)))
+        burst.add(asyncio.run(sampled(bench, LONG_S, "one-shot", LONG_S)))
+        apart.add(asyncio.run(spread(bench, LONG_S)))
+        print(f"  every {LONG_S:g} s, turn {number + 1}         {burst.sample_us:.0f}", file=sys.stderr)
+    return streamed, burst, apart
 
 
 # -- table ---------------------------------------------------------------------------------------------------------
@@ -501,9 +534,7 @@ def main() -> int:
                 found[name, count] = cost
         by_samples(found, counts)
         beside(*asyncio.run(engine_beside_groups(made)))
-        streamed = asyncio.run(sdk_stream(made, options.seconds))
-        burst = asyncio.run(sampled(made, LONG_S, "one-shot", LONG_S))
-        by_seconds(counts[-1], streamed, burst, asyncio.run(spread(made, LONG_S)))
+        by_seconds(counts[-1], *seldom(made))
     return 0
 
 
