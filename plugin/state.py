@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from cameleer.log import fields, log
 from cameleer.task import TaskHandle
 
 _PREFIX = "cameleer-host-"
+_START_S = 60.0
+"""No start takes longer to say whose its folders are."""
+_CLOCK_S = 0.02
+"""How far the times of folders may be behind: the kernel takes them from its ticks."""
 
 
 def default_state_dir() -> Path:
@@ -52,6 +57,21 @@ def abandoned_private_dirs() -> list[Path]:
         finally:
             os.close(fd)
     return found
+
+
+class Starts:
+    """Tells folders of starts that may be going on, in a host, from what an earlier host of the same id left over."""
+
+    def __init__(self) -> None:
+        self._opened_at = time.time()
+
+    def may_own(self, folder: str) -> bool:
+        """Whether this may be the folder of a start going on: made since we are there, and lately; or it has gone."""
+        try:
+            made_at = os.stat(folder).st_mtime
+        except OSError:
+            return True
+        return made_at > max(self._opened_at - _CLOCK_S, time.time() - _START_S)
 
 
 class StateDir:
@@ -184,4 +204,12 @@ def _decode(kind: type, value: Any) -> Any:
     raise NotImplementedError(f"a handle holds no {kind}")
 
 
-__all__ = ["StateDir", "TaskConfig", "abandoned_private_dirs", "decode_handle", "default_state_dir", "encode_handle"]
+__all__ = [
+    "Starts",
+    "StateDir",
+    "TaskConfig",
+    "abandoned_private_dirs",
+    "decode_handle",
+    "default_state_dir",
+    "encode_handle",
+]

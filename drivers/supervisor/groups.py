@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cameleer.drivers.supervisor.grouped import NamedGroup
 from cameleer.errors import DriverError, TaskNotFound
+from cameleer.state import Starts
 from cameleer.threads import Pool
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     Maker = Callable[[TaskConfig, Supervisors, str, "TaskGroups", NamedGroup], G]
 T = TypeVar("T")
 
-_FRESH_S: Final = 60.0
-"""A group without a record may belong to a start that is going on, for so long."""
 _THREADS: Final = 4
 _GROUP: Final = "group:"
 
@@ -51,6 +48,7 @@ class TaskGroups:
         self._pool: Pool | None = None
         self._clearing: set[asyncio.Task[None]] = set()
         self._starting: set[str] = set()
+        self._starts = Starts()
 
     def undo(self, group: Group) -> None:
         """Remove a group, and what was made with it; waits. In a thread of ours."""
@@ -171,7 +169,7 @@ class TaskGroups:
         kept = self._starting | self._supervisors.groups_in_use(claimed)
         for group in await self.in_thread(self.cgroups.all):
             folder = folder_of(group)
-            if folder not in kept and _age_s(folder) > _FRESH_S:
+            if folder not in kept and not self._starts.may_own(folder):
                 found.append(Leftover(task_id="", ref=f"{_GROUP}{folder}", description=f"group {group.name}"))
         return found
 
@@ -202,10 +200,3 @@ def folder_of(group: Group) -> str:
     """The folder that stands for a group: the one that is killed as a whole."""
     folders = group.paths.folders
     return folders.get("freezer") or next(iter(folders.values()))
-
-
-def _age_s(folder: str) -> float:
-    try:
-        return time.time() - os.stat(folder).st_mtime
-    except OSError:
-        return 0.0

@@ -18,6 +18,7 @@ from cameleer.drivers.supervisor.protocol import Message, frame, number, text
 from cameleer.drivers.supervisor.task import UNKNOWN_END, SupervisedTask
 from cameleer.errors import ConfigError, RecoverableError, StartError, StartRecoverable, TaskNotFound
 from cameleer.openfiles import callers_limit
+from cameleer.state import Starts
 from cameleer.status import Exit
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _RLIMITS = range(16)
 _ATTEMPTS = 3
 _PATIENCE_S = 5.0
 _POLL_S = 0.01
-_FRESH_S = 60.0
 
 
 class Supervisors:
@@ -51,6 +51,7 @@ class Supervisors:
         self._tasks: set[SupervisedTask] = set()
         self._abandoned: set[asyncio.Task[None]] = set()
         self._private: str | None = None
+        self._starts = Starts()
 
     @property
     def launcher_pid(self) -> int | None:
@@ -241,7 +242,7 @@ class Supervisors:
         for folder in self._unclaimed(names):
             owner = _read(folder, record.SUPERVISOR)
             if owner is None:
-                if _age_s(folder) > _FRESH_S:
+                if not self._starts.may_own(folder):
                     found.append(Leftover(task_id="", ref=folder, description=f"unfinished record {folder}"))
                 continue
             if _is_alive(owner):

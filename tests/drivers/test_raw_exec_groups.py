@@ -226,10 +226,7 @@ async def test_nothing_is_left_when_a_supervisor_is_killed(tmp_path: Path) -> No
     assert groups_of(driver) == []
 
 
-async def test_what_a_killed_supervisor_left_is_found_and_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cameleer.drivers.supervisor.groups._FRESH_S", -1.0)
+async def test_what_a_killed_supervisor_left_is_found_and_removed(tmp_path: Path) -> None:
     async with raw_exec(tmp_path, recoverable=True) as first:
         lost, lasting = await start(first, shell("sleep 60")), await start(first, shell("sleep 60"))
         os.kill(lost.supervisor_pid, 9)

@@ -36,6 +36,7 @@ from cameleer.drivers.cgroup.names import group_name
 from cameleer.drivers.cgroup.paths import GroupPaths
 from cameleer.errors import ConfigError, DriverError, NotSupported, RecoverableError, StartError, StartRecoverable
 from cameleer.log import log
+from cameleer.state import Starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,8 +51,6 @@ MARK: Final = "docker."
 """Begins the name of our folder of a node. ``exec`` has another, and takes all that it finds there for its own."""
 _CUT: Final = "~~"
 """In a name that was too long, before the digest."""
-_FRESH_S: Final = 60.0
-"""A group that nobody claims may belong to a start that is going on elsewhere, for so long."""
 _TRIES: Final = 50
 """A level above ours may be removed as empty by another host between two of our steps, again and again."""
 _FIRST_GAP_S: Final = 0.001
@@ -94,12 +93,9 @@ class Parent:
         """It has not been removed, or not everywhere."""
         return any(map(os.path.isdir, self.own_folders()))
 
-    def age_s(self) -> float:
-        """How long it has been there, seconds; 0: it is gone."""
-        for folder in self.own_folders():
-            with suppress(OSError):
-                return time.time() - os.stat(folder).st_mtime
-        return 0.0
+    def may_be_of(self, starts: Starts) -> bool:
+        """Whether a start that is going on may have made it; also where it has gone."""
+        return starts.may_own(next(filter(os.path.isdir, self.own_folders()), self.path))
 
     def was_used(self) -> bool:
         """A container ran in it: so the engine is on this machine."""
@@ -216,6 +212,7 @@ class Parents:
         self._mode = detect(parent) if mode is None else mode
         self._node = ".".join(filter(None, (f"{MARK}{node.node_name or node.node_id or 'node'}", node.host_id)))
         self._total_mhz = node.total_mhz
+        self._starts = Starts()
         self._default_cpu_mhz = default_cpu_mhz
         self._parent = parent
         self._is_systemd = driver == "systemd"
@@ -296,7 +293,8 @@ class Parents:
 
         :param claimed: ids of tasks.
         """
-        return [each for each in self.all() if not self.is_claimed(each, claimed) and each.age_s() > _FRESH_S]
+        unclaimed = [each for each in self.all() if not self.is_claimed(each, claimed)]
+        return [each for each in unclaimed if not each.may_be_of(self._starts)]
 
     def is_claimed(self, parent: Parent, claimed: Collection[str]) -> bool:
         """Whether it is around the container of one of these tasks.

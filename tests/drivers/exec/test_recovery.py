@@ -123,10 +123,7 @@ async def test_a_task_whose_record_is_gone_is_not_found_and_its_group_goes(tmp_p
         assert not second.groups.cgroups.all()
 
 
-async def test_what_a_killed_supervisor_left_is_found_and_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cameleer.drivers.supervisor.groups._FRESH_S", -1.0)
+async def test_what_a_killed_supervisor_left_is_found_and_removed(tmp_path: Path) -> None:
     config = shell("sleep 60", driver_config={"pid_mode": "host"})
     async with executing(tmp_path, recoverable=True) as first:
         task = await start(first, config)

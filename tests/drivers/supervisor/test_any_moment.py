@@ -40,7 +40,7 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_nothing_is_lost_whenever_a_host_is_killed(
     tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch, recoverable: bool
 ) -> None:
-    monkeypatch.setattr("cameleer.drivers.supervisor.groups._FRESH_S", -1.0)
+    monkeypatch.setattr("cameleer.state._CLOCK_S", -1.0)
     for turn in range(8):
         folder = tmp_path / str(turn)
         host = await asyncio.create_subprocess_exec(

@@ -174,6 +174,31 @@ def test_the_folder_of_a_killed_host_is_listed_and_removed_with_yes(cameleer: Ru
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_what_a_killed_host_left_of_a_task_is_collected_at_once_with_its_group(cameleer: Run, tmp_path: Path) -> None:
+    env = {"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    host = subprocess.Popen(
+        [sys.executable, "-m", "cameleer.cli", "run", "sh", "-c", "echo $PPID $$; exec sleep 60"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+        start_new_session=True,
+    )
+    assert host.stdout is not None
+    supervisor, task = map(int, host.stdout.readline().split())
+    places = Path(f"/proc/{task}/cgroup").read_text()
+    host.send_signal(signal.SIGSTOP)  # neither may end the task
+    os.kill(supervisor, signal.SIGKILL)
+    host.kill()
+    host.wait()
+    removed = cameleer("gc", "--yes", env=env)
+    host.stdout.read()  # it holds this open
+    host.stdout.close()
+    assert removed.returncode == 0, removed.stderr
+    assert f"process {task} (sleep)" in removed.stdout
+    assert ("removed raw_exec: group" in removed.stdout) == ("cameleer" in places)
+    assert list(tmp_path.iterdir()) == []
+
+
 # watch
 
 
