@@ -10,20 +10,17 @@ import asyncio
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cameleer.bare import start_bare
 from cameleer.errors import StartRecoverable
 
 if TYPE_CHECKING:
     from cameleer.drivers.docker.client.endpoint import Endpoint
 
-_PROGRAM = (
-    "import sys; sys.path.append(sys.argv[1]); from reaping import main; main(int(sys.argv[2]), int(sys.argv[3]))"
-)
 _PASSED_ON = ("LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PATIENCE_S = 5.0
 
@@ -94,35 +91,9 @@ class Reaper:
             _end(process)
 
     def _start(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-I",
-                        "-S",
-                        "-X",
-                        "utf8",
-                        "-c",
-                        _PROGRAM,
-                        os.path.dirname(os.path.abspath(__file__)),
-                        str(theirs.fileno()),
-                        str(os.getpid()),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                    cwd="/",
-                    start_new_session=True,
-                )
-            except OSError as exc:
-                ours.close()
-                raise StartRecoverable(f"cannot start {sys.executable}: {exc.strerror}") from exc
-        ours.setblocking(False)
-        return ours
+        folder = os.path.dirname(os.path.abspath(__file__))
+        self._process, sock = start_bare("reaping", folder, passed_on=_PASSED_ON, new_session=True)
+        return sock
 
     def _kill(self) -> None:
         """End a process that is of no use, before its socket is closed: it must not take that for our end."""

@@ -7,17 +7,12 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 
+from cameleer.bare import start_bare
 from cameleer.errors import StartRecoverable
 
-_PROGRAM = (
-    "import sys; sys.path.append(sys.argv[1]); from supervisor.launcher import main;"
-    " main(int(sys.argv[2]), int(sys.argv[3]))"
-)
 PLAIN, OWN_PROCESSES = b"\0", b"p"
-_PASSED_ON = ("LD_LIBRARY_PATH",)
 _PATIENCE_S = 5.0
 
 
@@ -61,34 +56,8 @@ class Launcher:
         return True
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-I",
-                        "-S",
-                        "-X",
-                        "utf8",
-                        "-c",
-                        _PROGRAM,
-                        os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-                        str(theirs.fileno()),
-                        str(os.getpid()),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                    cwd="/",
-                )
-            except OSError as exc:
-                ours.close()
-                raise StartRecoverable(f"cannot start {sys.executable}: {exc.strerror}") from exc
-        ours.setblocking(False)
-        self._socket = ours
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        self._process, self._socket = start_bare("supervisor.launcher", folder)
 
     async def close(self) -> None:
         """End the launcher; its supervisors go on."""
