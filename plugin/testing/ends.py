@@ -115,7 +115,7 @@ class EndChecks(SuiteBase):
             running.cancel()
             await self.soon(asyncio.wait([running]), "a cancelled run did not return")
             assert running.cancelled()
-            assert config.id not in host.tasks
+            await self.until(lambda: config.id not in host.tasks, "the task of a cancelled run was not removed")
 
     # signals and stop
 

@@ -86,7 +86,8 @@ async def test_a_read_that_raises_makes_its_driver_unhealthy_until_it_works_agai
         return counters(tick.at_ns)
 
     consumer = Consumer()
-    async with a_host(a_driver(name="bad", on_read=on_read), a_driver(name="good"), consumer) as host:
+    drivers = a_driver(name="bad", on_read=on_read), a_driver(name="good")
+    async with a_host(*drivers, consumer, call_s=SOON_S, start_s=SOON_S) as host:
         await host.start(TaskConfig(id="b", command="x"), "bad")
         await host.start(TaskConfig(id="g", command="x"), "good")
         await consumer.reaches("g", 5)
