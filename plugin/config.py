@@ -373,6 +373,11 @@ class TaskConfig:
             if not isinstance(key, str) or not isinstance(value, str):
                 raise ConfigError(f"TaskConfig.meta[{key!r}] is {value!r}: names and values must be text")
 
+    @property
+    def whole_env(self) -> Mapping[str, str]:
+        """What the task's environment is: what devices bring, and ``env``, which counts where both say something."""
+        return {**self.device_env, **self.env}
+
     def settings(self, schema: type[T]) -> T:
         """``driver_config`` as the driver's own type.
 

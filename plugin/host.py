@@ -113,7 +113,10 @@ class Host:
         if given is None:
             from cameleer.node import detect
 
-            return detect(host_id=host_id, state_dir=self.state.path, recoverable=self.state.keeps_handles)
+            found = detect(host_id=host_id, state_dir=self.state.path, recoverable=self.state.keeps_handles)
+            kept = self.state.node()
+            return found if kept is None else dataclasses.replace(found, node_id=kept[0], node_name=kept[1])
+        self.state.keep_node(given.node_id, given.node_name)
         return dataclasses.replace(
             given,
             host_id=given.host_id or host_id,

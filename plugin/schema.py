@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SECRET_WORDS: Final = ("pass", "pwd", "secret", "token", "auth", "credential", "key")
+_SECRET_WORDS: Final = ("pass", "pwd", "secret", "token", "auth", "credential", "key", "registries")
 _LONGEST_SHOWN: Final = 100
 _INT64: Final = range(-(2**63), 2**63)
 _UNITS_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -130,6 +130,18 @@ class StateDir:
             self._write(path, kept.encode())
         return kept
 
+    def node(self) -> tuple[str, str] | None:
+        """Id and name of the node that the last host here was given; they are in the names of its groups."""
+        try:
+            return msgspec.json.decode((self.path / "node").read_bytes(), type=tuple[str, str])
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def keep_node(self, node_id: str, node_name: str) -> None:
+        """Keep them, so that whoever finds this folder finds what its host left."""
+        if self.node() != (node_id, node_name):
+            self._write(self.path / "node", msgspec.json.encode((node_id, node_name)))
+
     def _file(self, task_id: str) -> Path:
         return self._handles / f"{hashlib.sha256(task_id.encode()).hexdigest()[:32]}.json"
 

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 import msgspec
@@ -34,6 +34,7 @@ from cameleer.drivers.docker.task import (
 )
 from cameleer.errors import ConfigError, DriverError, RecoverableError, TaskNotFound, UnrecoverableError
 from cameleer.log import fields, log
+from cameleer.schema import duration_s
 from cameleer.threads import Pool
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ _CONTAINER: Final = "container:"
 _GROUP: Final = "group:"
 _THREADS: Final = 4
 _FIRST_PAUSE_S: Final = 0.1
+_CLEARING_S: Final = 5.0
+"""How long the closing waits for an engine that is slow to remove what was begun."""
 _LONGEST_PAUSE_S: Final = 2.0
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """What the engine takes for a container's name, and nothing that would change the path of a request."""
@@ -118,6 +121,7 @@ class Docker(Driver):
 
     def __init__(self, config: DockerConfig, node: NodeInfo) -> None:
         super().__init__(config, node)
+        self.output_patience_s = duration_s(config.output_patience, "drivers.docker.output_patience")
         self._engine: Engine | None = None
         self._info: EngineInfo | None = None
         self._parents: Parents | None = None
@@ -128,6 +132,7 @@ class Docker(Driver):
         self._tasks: dict[str, ContainerTask] = {}
         self._starting: set[str] = set()
         self._clearing: set[asyncio.Task[None]] = set()
+        self._undoing: dict[str, asyncio.Task[None]] = {}
         self._readers: set[asyncio.Queue[TaskEvent]] = set()
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
@@ -199,20 +204,31 @@ class Docker(Driver):
         return Fingerprint(attributes=self._info.attributes())
 
     async def close(self) -> None:
-        """Let go of all containers, which live on; end what was being cleared up."""
+        """Let go of all containers, which live on; end what was being cleared up, as far as the engine answers."""
         self._closing.set()
-        for task in list(self._tasks.values()):
-            task.let_go()
-        if self._clearing:
-            await asyncio.wait(set(self._clearing))
-        if self._reaper is not None:
-            await self._reaper.close()
-        if self._pulls is not None:
-            await self._pulls.close()
-        if self._engine is not None:
-            await self._engine.close()
-        if self._pool is not None:
-            self._pool.close()
+        async with AsyncExitStack() as closing:  # whatever fails or is cancelled: all of it, the reaper first
+            if self._pool is not None:
+                closing.callback(self._pool.close)
+            for each in (self._engine, self._pulls, self._reaper):
+                if each is not None:
+                    closing.push_async_callback(each.close)
+            for task in list(self._tasks.values()):
+                task.let_go()
+            await self._end_clearing()
+
+    async def _end_clearing(self) -> None:
+        """Wait a while for what is being cleared up; the reaper, where there is one, goes on with the rest."""
+        if not self._clearing:
+            return
+        _, left = await asyncio.wait(set(self._clearing), timeout=_CLEARING_S)
+        for each in left:
+            each.cancel()
+        if left and self._reaper is None:
+            log.error(
+                "%d containers or their groups may be left: the engine did not answer while the driver closed",
+                len(left),
+                extra=fields(driver=self.name),
+            )
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -269,23 +285,29 @@ class Docker(Driver):
         """
         image = self._images.pop(task.id, None) or await self.pulls.ensure(task)
         start = Start(self, task, await self.info())
+        if (undoing := self._undoing.get(task.id)) is not None:  # of the last attempt, under the same names
+            await asyncio.wait([undoing])
         self._starting.add(task.id)
         try:
             return await start.run(image)
         except asyncio.CancelledError:
-            self.clear_up(self._undo(start))
+            self._undo_later(task.id, start)
             raise
         except Exception as exc:
             try:
                 await asyncio.shield(asyncio.ensure_future(start.undo()))
             except (RecoverableError, asyncio.CancelledError):  # the engine has gone, or our caller
-                self.clear_up(self._undo(start))
+                self._undo_later(task.id, start)
             except DriverError as undoing:
                 both = [exc, undoing]
                 raise ExceptionGroup("a container could not be started, nor what was made of it removed", both) from exc
             raise
         finally:
             self._starting.discard(task.id)
+
+    def _undo_later(self, task_id: str, start: Start) -> None:
+        undoing = self._undoing[task_id] = self.clear_up(self._undo(start))
+        undoing.add_done_callback(lambda _: self._undoing.pop(task_id, None))
 
     async def _undo(self, start: Start) -> None:
         """Undo a start, as often as it takes, until we close."""
@@ -334,11 +356,12 @@ class Docker(Driver):
         """Remove a group around a container that is gone; twice without error."""
         await self.in_thread(parent.remove)
 
-    def clear_up(self, work: Coroutine[Any, Any, None]) -> None:
+    def clear_up(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do this even if nobody waits for it any more; the closing does."""
         task = asyncio.get_running_loop().create_task(work)
         self._clearing.add(task)
         task.add_done_callback(self._cleared)
+        return task
 
     def _cleared(self, task: asyncio.Task[None]) -> None:
         self._clearing.discard(task)
@@ -428,8 +451,9 @@ class Docker(Driver):
         """
         state = State.of(handle.driver_state)
         self._take_engine_of(state)
+        info = await self.info()  # an engine that is not there, or does not let us in, says so at once
         await self.engine.events.ready(self.engine.timeout_s)
-        parent = self._parent_of(handle.config, state, await self.info())
+        parent = self._parent_of(handle.config, state, info)
         try:
             found = await self._find(handle.config.id, state)
             if found["State"].get("Status") == "created":
@@ -451,10 +475,19 @@ class Docker(Driver):
         streams = None
         if record is not None:
             streams = await Streams.resume(self.engine.client, handle.config, task.container, record=record)
+        if handle.started_at_ns is not None:  # the container may have been started again meanwhile
+            task.started_at_ns = handle.started_at_ns
         self.adopt(task, streams)
-        if has_ended(found["State"]):
+        try:
             task.looked_at(found)
-            await asyncio.wait([asyncio.ensure_future(task.wait())])
+            if has_ended(found["State"]):
+                await asyncio.wait([asyncio.ensure_future(task.wait())])
+        except BaseException:  # whoever tries again finds it as it was
+            self.forget(task)
+            task.let_go()
+            if streams is not None:
+                await streams.close()
+            raise
         return task
 
     def _take_engine_of(self, state: State) -> None:
@@ -484,8 +517,8 @@ class Docker(Driver):
         raise TaskNotFound(f"there is no container of task {task_id}")
 
     async def _labelled(self) -> list[dict[str, Any]]:
-        """All containers of this node and host id."""
-        return await self.with_labels(f"{_LABEL}host_id={self.node.host_id}", f"{_LABEL}node_id={self.node.node_id}")
+        """All containers of this host id, which no other node has; ``cameleer gc`` knows nothing else of a host."""
+        return await self.with_labels(f"{_LABEL}host_id={self.node.host_id}")
 
     async def with_labels(self, *labels: str) -> list[dict[str, Any]]:
         """All containers that have these labels, also ended ones."""

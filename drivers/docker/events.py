@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from cameleer.errors import DriverError, RecoverableError, TaskNotFound
-from cameleer.log import Repeated
+from cameleer.log import Repeated, fields, log
 
 if TYPE_CHECKING:
     from cameleer.drivers.docker.client.http import Client
@@ -203,7 +203,10 @@ class Events:
         told = {str(k): str(v) for k, v in attributes.items()} if isinstance(attributes, dict) else {}
         at_ns = event.get("timeNano")
         for listener in self._listeners.get(str(actor.get("ID")), ())[:]:
-            listener.happened(str(event.get("Action", "")), told, at_ns if isinstance(at_ns, int) else 0)
+            try:
+                listener.happened(str(event.get("Action", "")), told, at_ns if isinstance(at_ns, int) else 0)
+            except Exception:  # whatever it is: the others must hear of theirs
+                log.exception("an event of a container cannot be understood", extra=fields(driver="docker"))
 
     def _look(self, container: str, listener: Listener) -> None:
         """Look at a container in the background, until the engine has said something or is lost again."""

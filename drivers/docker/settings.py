@@ -32,6 +32,7 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     :ivar tls_verify: check the engine's certificate.
     :ivar call_timeout: how long a short call to the engine may take.
     :ivar pull_timeout: how long a pull may take.
+    :ivar output_patience: how long the end of a task waits for a reader that takes none of its last output.
     :ivar pull_policy: where a task says nothing: ``missing``, ``always`` or ``never``.
     :ivar registries: credentials by a registry's domain (``docker.io``, ``host:5000``); without one, those of the
         user's docker configuration.
@@ -54,6 +55,7 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tls_verify: bool = True
     call_timeout: str = "10s"
     pull_timeout: str = "5m"
+    output_patience: str = "10s"
     pull_policy: Literal["missing", "always", "never"] = "missing"
     registries: dict[str, Registry] = {}
     cgroup_parent: str = "cameleer"

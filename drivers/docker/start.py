@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cameleer.config import TaskConfig
+from cameleer.drivers.docker.client.failures import EngineGone, Malformed
 from cameleer.drivers.docker.creation.create import LABEL, arguments, check_warnings
 from cameleer.drivers.docker.settings import DockerTaskConfig
 from cameleer.drivers.docker.streams.output import Streams
@@ -16,6 +17,7 @@ from cameleer.errors import (
     CommandNotExecutable,
     CommandNotFound,
     DriverError,
+    PluginShutdown,
     RecoverableError,
     StartError,
     TaskNotFound,
@@ -129,8 +131,8 @@ class Start:
         self._unanswered = True
         try:
             made = await self._ask(what, create)
-        except UnrecoverableError:
-            self._unanswered = False
+        except DriverError as exc:
+            self._unanswered = _is_no_answer(exc)
             raise
         if not isinstance(made, dict) or not isinstance(made.get("Id"), str):
             raise RecoverableError(f"{what}: the engine's answer has no Id")
@@ -168,7 +170,8 @@ class Start:
         driver = self._driver
         if self._asked is not None:
             await asyncio.wait([self._asked])
-            if isinstance(self._asked.exception(), UnrecoverableError):
+            error = self._asked.exception()
+            if isinstance(error, DriverError) and not _is_no_answer(error):
                 self._unanswered = False
         if self._streams is not None:
             await self._streams.close()
@@ -199,3 +202,8 @@ class Start:
         if not found and now - self._answers_since_s < _UNDER_WAY_S:
             raise RecoverableError("the engine did not say whether it has made it")
         self._unanswered = False
+
+
+def _is_no_answer(error: DriverError) -> bool:
+    """Whether nobody knows what the engine did: it has not answered, or with nonsense, or we hung up."""
+    return isinstance(error, EngineGone | Malformed | PluginShutdown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import signal
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
     from cameleer.drivers.docker.streams.output import Streams
     from cameleer.usage import Counters
 
-_DRAIN_S: Final = 10.0
-"""How long the last output may take, after the end, while nobody takes any of it."""
+_HURRY_S: Final = 10.0
+"""How long the last output of a task that was stopped waits at most, while nobody takes any of it."""
+_LOOK_S: Final = 0.5
 _LAST_OUTPUT_S: Final = 0.5
 """How long it may take where the container runs again."""
 _LATE_OOM_S: Final = 0.5
 """How much later than the end of a container an engine under load may hear that memory was what it lacked."""
 _SIGKILL_CODE: Final = 128 + signal.SIGKILL
+_SIGNAL: Final = re.compile(r"(?:SIG)?([A-Z0-9]+?)([+-][0-9]+)?")
 _NEVER: Final = "0001-01-01"
 """How the engine writes the time of what has not happened."""
 
@@ -62,6 +65,7 @@ class ContainerTask(RunningTask):
         self._concluding: asyncio.Task[None] | None = None
         self._oom = asyncio.Event()
         self._kills = False
+        self._hurries = False
         self._destroyed = False
 
     @property
@@ -85,7 +89,7 @@ class ContainerTask(RunningTask):
             self.driver.tell(self.config, action.replace("health_status", "health"), at_ns)
         elif action == "die":
             code = attributes.get("exitCode", "")
-            self._conclude(int(code) if code.isdigit() else None, at_ns)
+            self._conclude(int(code) if code.isascii() and code.isdigit() else None, at_ns)
 
     def looked_at(self, found: Inspected | None) -> None:
         """Take note of what the engine says after we were cut off from it."""
@@ -184,15 +188,29 @@ class ContainerTask(RunningTask):
             await asyncio.wait([self._following], timeout=_LAST_OUTPUT_S)
             self._following.cancel()
 
+    @property
+    def _patience_s(self) -> float:
+        patience_s = self.driver.output_patience_s
+        return min(patience_s, _HURRY_S) if self._hurries else patience_s
+
     async def _drained(self) -> None:
         """Wait until all output was taken, or nobody takes any."""
         streams, following = self._streams, self._following
         if streams is None or following is None:
             return
-        taken = -1
-        while not following.done() and taken != streams.taken:
-            taken = streams.taken
-            await asyncio.wait([following], timeout=_DRAIN_S)
+        loop = asyncio.get_running_loop()
+        taken, since_s = streams.taken, loop.time()
+        while not following.done():
+            await asyncio.wait([following], timeout=_LOOK_S)
+            if taken != streams.taken:
+                taken, since_s = streams.taken, loop.time()
+            elif loop.time() - since_s >= self._patience_s:
+                log.warning(
+                    "nobody takes the last output of task %s: what is left of it is lost when the task is removed",
+                    self.config.id,
+                    extra=fields(task_id=self.config.id, driver="docker"),
+                )
+                return
 
     async def _totals(self) -> Counters | None:
         """What the kernel counted over the whole run; None: nobody did."""
@@ -223,6 +241,20 @@ class ContainerTask(RunningTask):
         await self.driver.engine.sdk.call(
             f"signal the container {self.container_name}", lambda client: client.kill(self.container, signum)
         )
+
+    async def stop(self, timeout_s: float, signum: int) -> None:
+        """End the container: a signal, ``timeout_s`` seconds of grace, SIGKILL; returns when it has ended.
+
+        From now on the last of its output waits for a reader no longer than usual.
+        """
+        self._hurries = True
+        try:
+            if self._concluding is None:
+                await super().stop(timeout_s, signum)
+        except DriverError:
+            if self._concluding is None:
+                raise
+        await self.wait()
 
     async def resize(self, rows: int, columns: int) -> None:
         """Tell the container's terminal its size."""
@@ -380,11 +412,11 @@ def stop_signal(found: Inspected) -> int:
     text = str((found.get("Config") or {}).get("StopSignal") or "").upper()
     if text.isdigit():
         return int(text)
-    name, _, offset = text.removeprefix("SIG").partition("+")
-    number = getattr(signal, f"SIG{name}", None) if name else signal.SIGTERM
-    if not isinstance(number, int):
+    match = _SIGNAL.fullmatch(text)
+    number = getattr(signal, f"SIG{match[1]}", None) if match else None
+    if match is None or not isinstance(number, int):
         return int(signal.SIGTERM)
-    return int(number) + (int(offset) if offset.isdigit() else 0)
+    return int(number) + int(match[2] or 0)
 
 
 def _unix_ns(text: object) -> int | None:

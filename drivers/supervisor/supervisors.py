@@ -97,19 +97,22 @@ class Supervisors:
             raise StartRecoverable(f"cannot keep records in {os.path.dirname(folder)}: {exc.strerror}") from exc
         descriptors, spec = self._describe(config, folder, confinement)
         kind = OWN_PROCESSES if confinement is not None and confinement.own_processes else PLAIN
+        own_root = confinement is not None and confinement.root
         for _ in range(_ATTEMPTS):
             task = make(config, self, folder)
-            if await self._try(task, descriptors, spec, kind):
+            if await self._try(task, descriptors, spec, kind, own_root):
                 self._tasks.add(task)
                 return task
         raise StartRecoverable("the process that starts supervisors was killed again and again")
 
-    async def _try(self, task: SupervisedTask, descriptors: list[int], spec: bytes, kind: bytes) -> bool:
+    async def _try(
+        self, task: SupervisedTask, descriptors: list[int], spec: bytes, kind: bytes, own_root: bool
+    ) -> bool:
         ours, theirs = socket.socketpair()
         connection = task.connect(ours)
         try:
             with theirs:
-                await self._launcher.fork([theirs.fileno(), *descriptors], kind)
+                await self._launcher.fork([theirs.fileno(), *descriptors], kind, own_root=own_root)
             connection.send(spec)
             return await task.until_running()
         except asyncio.CancelledError:
@@ -136,7 +139,7 @@ class Supervisors:
             "terminal": config.terminal,
             "command": os.fsencode(config.command),
             "arg": [os.fsencode(arg) for arg in config.args],
-            "env": [os.fsencode(f"{key}={value}") for key, value in config.env.items()],
+            "env": [os.fsencode(f"{key}={value}") for key, value in config.whole_env.items()],
             "cwd": os.fsencode(_cwd(config)),
             "group": os.getpgrp(),
             "umask": _umask(),
@@ -154,7 +157,7 @@ class Supervisors:
         if confinement is not None:
             values.update(confinement.fields(folder))
             if confinement.env:
-                env = {**config.env, **confinement.env}
+                env = {**config.whole_env, **confinement.env}
                 values["env"] = [os.fsencode(f"{key}={value}") for key, value in env.items()]
             if confinement.root and config.cwd is None:
                 values["cwd"] = "/"

@@ -244,6 +244,7 @@ _HONOURED = {
     "--pull": "driver_config.pull_policy",
     "--keep": "driver_config.keep",
 }
+_FOR_EVER = "87600h"
 _OF_CONTAINERS = frozenset({"--image", "--publish", "--network", "--pull", "--keep"})
 
 
@@ -489,8 +490,9 @@ def _settings(options: Namespace) -> Mapping[str, Any]:
     drivers = dict(settings.get("drivers", {}))
     drivers["raw_exec"] = {"memory": "pss", "leave_group": True, **drivers.get("raw_exec", {})}
     drivers["exec"] = {"leave_group": True, **drivers.get("exec", {})}
-    # who asks is who could ask the engine itself
-    drivers["docker"] = {"allow_caps": ["all"], "allow_privileged": True, **drivers.get("docker", {})}
+    # who asks is who could ask the engine itself; a reader that lives gets everything, as it does of a process
+    of_docker = {"allow_caps": ["all"], "allow_privileged": True, "output_patience": _FOR_EVER}
+    drivers["docker"] = {**of_docker, **drivers.get("docker", {})}
     return {**settings, "plugins": plugins, "drivers": drivers}
 
 

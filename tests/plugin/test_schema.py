@@ -209,7 +209,7 @@ def test_a_secret_is_not_shown(data: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["password", "db_pass", "API_TOKEN", "client_secret", "auth", "ssh_key", "credentials"]
+    "name", ["password", "db_pass", "API_TOKEN", "client_secret", "auth", "ssh_key", "credentials", "registries"]
 )
 def test_a_number_that_is_wrong_and_secret_is_not_shown_in_the_trace_either(name: str) -> None:
     schema = msgspec.defstruct("Keys", [(name, int, 0)])

@@ -137,7 +137,7 @@ def check_warnings(task: TaskConfig, warnings: Sequence[str]) -> None:
 
 
 def _process(task: TaskConfig, settings: DockerTaskConfig) -> dict[str, object]:
-    found: dict[str, object] = {"Env": [f"{name}={value}" for name, value in task.env.items()]}
+    found: dict[str, object] = {"Env": [f"{name}={value}" for name, value in task.whole_env.items()]}
     if settings.entrypoint:
         found["Entrypoint"] = list(settings.entrypoint)
     command = [*([task.command] if task.command else []), *task.args]

@@ -19,6 +19,8 @@ from registry import needs_registry, serving
 from cameleer.config import Mount, Resources, Stdio
 from cameleer.driver import TaskEvent
 from cameleer.drivers.docker.driver import Docker
+from cameleer.drivers.docker.settings import DockerConfig
+from cameleer.drivers.docker.task import stop_signal
 from cameleer.errors import (
     CommandNotFound,
     ConfigError,
@@ -30,6 +32,7 @@ from cameleer.errors import (
     UnrecoverableError,
 )
 from cameleer.host import Host
+from cameleer.schema import decode
 from cameleer.status import ExitResult, FinalStatus
 from cameleer.task import Task
 
@@ -490,6 +493,70 @@ async def test_no_secret_is_in_logs_or_errors(
         assert (await host.run(shell('test "$A"', env={"A": secret}), "docker")).exit_code == 0
         told += [repr(host.settings.drivers), repr(driver_of(host).config)][1:]
     assert secret not in "\n".join([*told, caplog.text])
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("", signal.SIGTERM),
+        ("SIGQUIT", signal.SIGQUIT),
+        ("usr1", signal.SIGUSR1),
+        ("9", 9),
+        ("SIGRTMIN+3", signal.SIGRTMIN + 3),
+        ("SIGRTMAX-1", signal.SIGRTMAX - 1),
+        ("RTMIN", signal.SIGRTMIN),
+        ("SIGNO", signal.SIGTERM),
+    ],
+)
+def test_an_image_may_name_its_stop_signal_in_any_way(said: str, number: int) -> None:
+    assert stop_signal({"Config": {"StopSignal": said}}) == number
+
+
+def test_credentials_written_in_the_wrong_shape_are_not_shown() -> None:
+    for registries in ({"docker.io": "me:hush"}, "hush"):
+        with pytest.raises(ConfigError, match="registries") as caught:
+            decode(DockerConfig, {"registries": registries}, "drivers.docker")
+        assert "hush" not in str(caught.value)
+
+
+# -- output that nobody takes ----------------------------------------------------------------------------------------
+
+
+async def test_an_end_waits_for_a_reader_as_long_as_is_set_and_says_what_is_lost(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    config = shell("head -c 1000000 /dev/zero", stdout=Stdio.fifo(fifo))
+    try:
+        async with hosting(engine, output_patience="1s") as host:
+            result = await host.run(config, "docker")
+            assert (result.exit_code, result.status) == (0, FinalStatus.SUCCESS)
+            assert f"nobody takes the last output of task {config.id}" in caplog.text
+    finally:
+        os.close(reading)
+
+
+async def test_a_task_that_is_stopped_waits_for_no_reader_longer_than_usual(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cameleer.drivers.docker.task._HURRY_S", 0.5)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        async with hosting(engine, output_patience="24h") as host:
+            task = await host.start(shell("head -c 1000000 /dev/zero", stdout=Stdio.fifo(fifo)), "docker")
+            engine.cli("wait", await container_of(task))
+            waiting = asyncio.ensure_future(task.wait())
+            await asyncio.wait([waiting], timeout=1.5)
+            assert not waiting.done()
+            async with asyncio.timeout(SOON_S):
+                await task.stop()
+                assert (await waiting).exit_code == 0
+    finally:
+        os.close(reading)
 
 
 # -- nothing held --------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, suppress
@@ -222,6 +224,27 @@ async def test_what_the_engine_makes_too_late_is_removed(
         await asyncio.sleep(0.3)
         assert traces(engine, host.node.host_id, state) == []
         assert (await host.run(shell("exit 3", id="late"), "docker")).exit_code == 3
+
+
+async def test_a_driver_closed_while_its_engine_hangs_keeps_nothing_and_its_reaper_does_the_rest(own: Engine) -> None:
+    engine = own
+    before = {thread.name for thread in threading.enumerate()}
+    async with hosting(engine) as host:
+        await host.run(shell("true"), "docker")
+        starting = asyncio.ensure_future(host.start(shell("sleep 1000"), "docker"))
+        await until(lambda: "created" in states(engine) or "running" in states(engine), "none was created")
+        engine.freeze()
+        starting.cancel()
+        await asyncio.wait([starting])
+        host_id = host.node.host_id
+        descriptors = len(os.listdir("/proc/self/fd"))
+    try:
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert len(os.listdir("/proc/self/fd")) < descriptors
+    finally:
+        engine.thaw()
+    await until(lambda: traces(engine, host_id) == [], "something was left", SOON_S)
+    await until(lambda: {each.name for each in threading.enumerate()} <= before, "a thread was left", SOON_S)
 
 
 def states(engine: Engine) -> list[str]:

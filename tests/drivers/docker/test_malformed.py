@@ -200,6 +200,32 @@ async def test_an_answer_cut_short_anywhere_is_an_error_that_may_pass(
         await driver.attach("docker:web")
 
 
+async def test_a_refusal_is_an_answer_and_nothing_is_waited_for(
+    driver: Docker, script: Scripted, fake: FakeEngine
+) -> None:
+    script.tell("POST", "/containers/create", answer({"message": "no space left"}, "500 Internal Server Error"))
+    with pytest.raises(RecoverableError, match="no space left"):
+        await driver.start(shell("x"))
+    assert not driver._clearing
+    assert not any("/containers/json" in each.target for each in fake.requests)
+
+
+async def test_a_second_start_waits_until_the_first_one_is_undone(
+    driver: Docker, script: Scripted, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cameleer.drivers.docker.start._UNDER_WAY_S", 0.5)
+    task = shell("x", id="same")
+    script.tell("POST", "/containers/create", then_close(b"HTTP/1.1 201"))
+    with pytest.raises(RecoverableError):
+        await driver.start(task)
+    script.tell("POST", "/containers/create", answer({"Id": CONTAINER, "Warnings": []}, "201 Created"))
+    assert driver._undoing
+    started = await driver.start(task)
+    assert not driver._clearing
+    assert list((driver.node.state_dir or Path()).glob("docker/*"))  # the first one's undoing has not taken it away
+    await started.destroy(force=True)
+
+
 async def test_an_answer_byte_by_byte_is_understood(driver: Docker, script: Scripted) -> None:
     script.tell("GET", "/containers/web/json", dribbled(response(msgspec.json.encode(INSPECTED))))
     task = await driver.attach("docker:web")
@@ -251,7 +277,7 @@ async def test_nonsense_among_the_events_costs_no_end(driver: Docker, script: Sc
     assert (await end_of(task)).exit_code == 3
 
 
-@pytest.mark.parametrize("code", ["x", "", "-1", {}, None])
+@pytest.mark.parametrize("code", ["x", "", "-1", "²", {}, None])
 async def test_an_end_without_a_code_is_asked_for(driver: Docker, script: Scripted, code: object) -> None:
     task = await attached(driver)
     script.tell("GET", f"/containers/{CONTAINER}/json", answer(ENDED))

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 from containers import hosting, shell, traces, until, written
 from engine import IMAGE, Engine, needs_engine, running
 
+from cameleer.config import Stdio
 from cameleer.driver import Leftover
 from cameleer.drivers.docker import Docker
 from cameleer.host import Host
+from cameleer.node import NodeInfo
 from cameleer.status import FinalStatus
 from cameleer.task import TaskHandle, TaskState
 
@@ -260,16 +263,66 @@ async def test_what_no_handle_claims_is_left_over_and_removed_on_request_alone(
     async with hosting(engine, state_dir=state) as host:
         await host.recover()
         found = await docker_leftovers(host)
-        assert [each.task_id for each in found] == ["task-1"]
+        assert [each.task_id for each in found] == ["task-1", ""]  # the container, and the group around it
         assert first.containers[1] in engine.containers()
         for each in found:
             await host.remove_leftover("docker", each)
         assert first.containers[1] not in engine.containers()
         assert host.tasks["task-0"].info.state is TaskState.RUNNING
-    groups = traces(engine, first.host_id)
-    assert not [each for each in groups if "task-1" not in os.path.basename(each) and "task-" in each]
-    for group in groups:  # too fresh to be judged by anybody
-        os.rmdir(group)
+    assert traces(engine, first.host_id) == []
+
+
+async def test_a_container_started_again_while_the_host_was_away_is_another_run(engine: Engine, state: Path) -> None:
+    first = Killed(engine, state, FOREVER)
+    first.kill()
+    engine.cli("restart", "--time=0", first.containers[0])
+    async with hosting(engine, state_dir=state) as host:
+        task = (await recovered(host))["task-0"]
+        async with asyncio.timeout(SOON_S):
+            result = await task.wait()
+        assert (result.exit_code, result.status) == (None, FinalStatus.ERROR)
+        assert "started again by somebody else" in (result.error or "")
+
+
+async def test_a_recovery_that_is_given_up_for_a_slow_reader_delivers_nothing_twice(
+    engine: Engine, state: Path, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    script = "sleep 1; i=0; while [ $i -lt 40000 ]; do i=$((i+1)); echo $i; done"
+    async with hosting(engine, state_dir=state, on_exit="detach") as host:
+        task = await host.start(shell(script, stdout=Stdio.fifo(fifo)), "docker")
+        container = (await task.inspect())["container_id"]
+    engine.cli("wait", container)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    found = bytearray()
+    async with hosting(engine, state_dir=state, deadlines={"start": 1.0}) as host:
+        (again,) = await host.recover()
+        assert again.info.state is TaskState.UNKNOWN  # nobody has read by now
+        deadline = asyncio.get_running_loop().time() + SOON_S
+        while not found.endswith(b"\n40000\n") and asyncio.get_running_loop().time() < deadline:
+            with suppress(BlockingIOError):
+                found += os.read(reading, 1 << 16)
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(SOON_S):
+            assert (await again.wait()).exit_code == 0
+    os.close(reading)
+    assert found.decode() == "".join(f"{number}\n" for number in range(1, 40001))
+
+
+async def test_what_a_host_with_a_node_id_left_is_found_by_its_state_folder_alone(engine: Engine, state: Path) -> None:
+    node = NodeInfo(node_id="node-1", node_name="one")
+    config = {"drivers": {"docker": {"endpoint": engine.address}}, "plugins": {"hooks": []}}
+    async with Host(config, plugins=[Docker], state_dir=state, node=node, on_exit="detach") as host:
+        task = await host.start(shell(FOREVER), "docker")
+        container = (await task.inspect())["container_id"]
+    for each in (state / "handles").iterdir():
+        each.unlink()
+    async with hosting(engine, state_dir=state) as host:
+        for leftover in await docker_leftovers(host):
+            await host.remove_leftover("docker", leftover)
+        assert container not in engine.containers()
+        assert traces(engine, host.node.host_id) == []
 
 
 def test_a_handle_keeps_no_secret_in_its_representation() -> None:

@@ -115,6 +115,10 @@ def test_user_directory_environment_and_end_are_the_tasks() -> None:
     assert (found["StopSignal"], found["StopTimeout"]) == ("15", 3)
 
 
+def test_what_devices_bring_into_the_environment_is_there_and_the_tasks_own_counts() -> None:
+    assert body(device_env={"GPU": "0", "A": "theirs"}, env={"A": "ours"})["Env"] == ["GPU=0", "A=ours"]
+
+
 def test_stdin_is_open_once_where_there_is_one() -> None:
     found = body(stdin=Stdio.inherit())
     assert found["OpenStdin"]
