@@ -166,8 +166,19 @@ class ContainerTask(RunningTask):
             exit_code=state.get("ExitCode"),
             oom_killed=bool(state.get("OOMKilled")) or self._oom.is_set(),
             error=state.get("Error") or None,
-            ended_at_ns=_unix_ns(state.get("FinishedAt")) or at_ns,
+            ended_at_ns=self._ended_at_ns(_unix_ns(state.get("FinishedAt")), at_ns),
         )
+
+    def _ended_at_ns(self, finished_ns: int | None, told_ns: int | None) -> int | None:
+        """When it ended; of what ends within its start the engine notes the end before the start.
+
+        :param finished_ns: as the engine noted it.
+        :param told_ns: when it told of it.
+        """
+        started_ns = self.started_at_ns
+        if finished_ns is None or started_ns is None or finished_ns > started_ns:
+            return finished_ns or told_ns
+        return told_ns if told_ns is not None and told_ns > started_ns else None
 
     def _tell_end(self, end: Exit) -> None:
         """Tell it to who reads the events; also where the engine's own was missed, or came too early for us."""

@@ -97,6 +97,11 @@ async def test_a_container_of_a_moment_has_its_output_and_its_figures(host: Host
     assert (tmp_path / "err").read_text() == "err\n" * 4
 
 
+async def test_what_ends_within_its_start_has_lasted_a_while(host: Host) -> None:
+    results = await asyncio.gather(*(host.run(shell("true"), "docker") for _ in range(6)))
+    assert all(result.usage.wall_ns and result.usage.cpu_percent_average for result in results)
+
+
 async def test_a_plain_kill_is_no_lack_of_memory(host: Host) -> None:
     result = await host.run(shell("kill -9 $$; sh -c 'kill -9 $PPID'; exit 137"), "docker")
     assert (result.exit_code, result.signal, result.status) == (137, None, FinalStatus.KILLED)
