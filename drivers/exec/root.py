@@ -29,15 +29,23 @@ def make_layout(task: TaskConfig, account: Account | None) -> None:
         path = os.path.join(task.task_dir, name)
         try:
             os.mkdir(path, 0o700)
+            _hand_over(path, mode, account)
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 raise StartError(f"{path} is no folder") from None
-            continue
         except OSError as exc:
             raise StartError(f"cannot make the task's folder {path}: {exc.strerror}") from exc
+
+
+def _hand_over(path: str, mode: int, account: Account | None) -> None:
+    """Give a folder to its user, and not what somebody has put in its place meanwhile."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         if account is not None and os.geteuid() == 0:
-            os.chown(path, account.uid, account.gid)
-        os.chmod(path, mode)
+            os.fchown(fd, account.uid, account.gid)
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def variables(task: TaskConfig, *, own_root: bool) -> dict[str, str]:
@@ -64,14 +72,18 @@ def binds(task: TaskConfig, paths: Mapping[str, str], account: Account | None = 
     wanted = paths or {path: path for path in PATHS}
     found = []
     for source, target in sorted(wanted.items(), key=lambda each: each[1]):
-        _check(f"chroot_paths[{source!r}]", target)
+        path = _check(f"chroot_paths[{source!r}]", target)
+        if path.split("/")[1] in dict(_LAYOUT):
+            raise ConfigError(
+                f"driver_config.chroot_paths[{source!r}] is {target!r}: that is the task's own folder; use mounts"
+            )
         if not os.path.isabs(source):
             raise ConfigError(f"driver_config.chroot_paths has {source!r}: it must be an absolute path")
         if os.path.lexists(source):
-            found.append(Bind(kind="link", source=source, target=os.path.normpath(target)))
+            found.append(Bind(kind="link", source=source, target=path))
     found += _folders(task, account, {each.target.split("/")[1] for each in found})
     for position, mount in enumerate(sorted(task.mounts, key=lambda each: each.target)):
-        _check(f"mounts[{position}].target", mount.target)
+        path = _check(f"mounts[{position}].target", mount.target)
         if mount.propagation not in ("", "private"):
             raise ConfigError(f"TaskConfig.mounts[{position}].propagation is {mount.propagation!r}: use 'private'")
         if not os.path.exists(mount.source):
@@ -80,7 +92,7 @@ def binds(task: TaskConfig, paths: Mapping[str, str], account: Account | None = 
             Bind(
                 kind="ro" if mount.read_only else "rw",
                 source=os.path.abspath(mount.source),
-                target=os.path.normpath(mount.target),
+                target=path,
             )
         )
     return found
@@ -111,9 +123,14 @@ def _alloc(task: TaskConfig) -> str:
     return os.path.join(os.path.abspath(task.task_dir or ""), "alloc")
 
 
-def _check(field: str, target: str) -> None:
-    path = os.path.normpath(target)
+def _check(field: str, target: str) -> str:
+    """Where that is, with one slash in front.
+
+    :raises ConfigError: it cannot be there.
+    """
+    path = "/" + os.path.normpath(target).lstrip("/")
     if not os.path.isabs(target) or path.strip("/") == "" or ".." in target.split("/"):
         raise ConfigError(f"{field} is {target!r}: it must be an absolute path below the root")
     if any(path == each or path.startswith(f"{each}/") for each in _OURS):
         raise ConfigError(f"{field} is {target!r}: {path} is the task's own")
+    return path

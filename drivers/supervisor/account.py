@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from cameleer.drivers.supervisor.protocol import Value
 from cameleer.errors import StartError
+
+_DYNAMIC: Final = "nomad-"
+"""Before the number of a user that Nomad made up for one task; no account has it."""
+_PERSONAL: Final = ("HOME", "USER", "LOGNAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +41,15 @@ class Account:
                 values[key] = os.fsencode(value)
         return values
 
+    def environment(self, env: Mapping[str, str]) -> Mapping[str, str]:
+        """A task's environment without what is our own user's, where this is another; what differs was set for it."""
+        if self.uid == os.geteuid():
+            return env
+        return {key: value for key, value in env.items() if key not in _PERSONAL or os.environ.get(key) != value}
+
 
 def find(user: str) -> Account:
-    """Look up a user: a name, ``UID`` or ``UID:GID``; with a group of its own that is the only one.
+    """Look up a user: a name, ``UID``, ``UID:GID`` or ``nomad-UID``; with a group of its own that is the only one.
 
     :raises StartError: there is no such user.
     """
@@ -50,6 +62,9 @@ def find(user: str) -> Account:
     try:
         entry = pwd.getpwuid(int(name)) if numeric else pwd.getpwnam(name)
     except KeyError:
+        dynamic = name.removeprefix(_DYNAMIC)
+        if not colon and dynamic != name and _is_id(dynamic) and not dynamic.startswith("0"):  # never root
+            return Account(uid=int(dynamic), gid=int(dynamic), groups=(int(dynamic),), login=name)
         if numeric and colon:
             return Account(uid=int(name), gid=int(gid), groups=(int(gid),))
         raise StartError(f"there is no user {user}") from None

@@ -52,7 +52,10 @@ def become(spec: Message, env: list[bytes], streams: list[int], report: int, sup
             confine.enter_mounts(mounts)
         elif "root" in spec:
             confine.enter_root(spec)
+        if "root" in spec:
+            confine.use_own_null()
         _give_default_signals()
+        _keep_our_own(spec)
         argv, variables = _words(spec, env)
         used = resource.getrusage(resource.RUSAGE_SELF)
         confine.enter_groups(groups, spec)
@@ -136,14 +139,16 @@ def _open_stream(name: str, kind: str, path: str) -> int:
     flags |= posix.O_RDONLY if name == "stdin" else posix.O_WRONLY
     if kind == "file" and name != "stdin":
         flags |= posix.O_APPEND | posix.O_CREAT
-    if kind == "fifo":
+    if kind == "fifo" or flags & posix.O_CREAT:  # else who may write to the folder chooses a file of the host's
         flags |= posix.O_NOFOLLOW
     try:
         if kind == "fifo" and posix.lstat(path).st_mode & 0o170000 != 0o010000:
             raise Refused(OTHER, f"cannot open {path} as {name}: it is no FIFO")
         return posix.open(path, flags, 0o600)  # a FIFO: waits for the other end, as a shell's redirection does
     except OSError as exc:
-        raise Refused(OTHER, f"cannot open {path} as {name}: {posix.strerror(exc.errno or 0)}") from exc
+        is_link = exc.errno == errno.ELOOP and flags & posix.O_NOFOLLOW
+        reason = "it is a symbolic link" if is_link else posix.strerror(exc.errno or 0)
+        raise Refused(OTHER, f"cannot open {path} as {name}: {reason}") from exc
 
 
 def _take_terminal() -> None:
@@ -181,6 +186,13 @@ def _set_limits(spec: Message) -> None:
     if posix.getpriority(posix.PRIO_PROCESS, 0) != nice:
         posix.setpriority(posix.PRIO_PROCESS, 0, nice)
     posix.umask(number(spec, "umask", 0o022))
+
+
+def _keep_our_own(spec: Message) -> None:
+    try:
+        confine.keep_out_of_reach(spec)
+    except OSError as exc:
+        raise Refused(AGAIN, f"cannot make a keyring for the task: {posix.strerror(exc.errno or 0)}") from exc
 
 
 def _become_user(spec: Message) -> None:

@@ -12,7 +12,7 @@ import posix
 
 from . import syscalls
 from .protocol import Message, number
-from .syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT
+from .syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, MS_SLAVE
 
 _SIGKILL = 9
 _FOLDER, _LINK, _KIND = 0o040000, 0o120000, 0o170000
@@ -25,9 +25,11 @@ _LINKS = (
     (b"stdout", b"/proc/self/fd/1"),
     (b"stderr", b"/proc/self/fd/2"),
 )
+_NULL = posix.makedev(1, 3)
 _HIDDEN = (b"kcore", b"keys", b"timer_list", b"sched_debug")
 _READ_ONLY = (b"bus", b"fs", b"irq", b"sys", b"sysrq-trigger")
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL = 23, 24, 38, 47, 4
+_PR_SET_DUMPABLE = 4
 _LAST_CAPABILITY = 63
 
 
@@ -59,7 +61,7 @@ def own_processes() -> tuple[int, int]:
     outside = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     try:
         pid = int(posix.readlink("self", dir_fd=outside))
-        private_mounts()
+        own_mounts(MS_SLAVE)  # what the host unmounts goes here too, so that a task pins nothing
         syscalls.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     except BaseException:
         posix.close(outside)
@@ -67,10 +69,13 @@ def own_processes() -> tuple[int, int]:
     return outside, pid
 
 
-def private_mounts() -> None:
-    """Leave the host's mounts; from now on what is mounted here is seen nowhere else, and goes with its last user."""
+def own_mounts(kind: int) -> None:
+    """Leave the host's mounts; from now on what is mounted here is seen nowhere else, and goes with its last user.
+
+    :param kind: ``MS_SLAVE``: what the host mounts and unmounts is seen here; ``MS_PRIVATE``: it is not.
+    """
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount(None, b"/", None, MS_REC | MS_PRIVATE)
+    syscalls.mount(None, b"/", None, MS_REC | kind)
 
 
 def kill_group(spec: Message) -> bool:
@@ -181,17 +186,18 @@ def enter_groups(opened: list[int], spec: Message) -> None:
 
 def enter_root(spec: Message) -> None:
     """Build the task's own root, in mounts of our own, and leave the host's for good."""
+    _check_program()
     base = spec["root"][0]
     old_mask = posix.umask(0)
     try:
-        private_mounts()
+        own_mounts(MS_PRIVATE)
         _mount(b"tmpfs", base, b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755,size=4m")
         for kind, source, target in zip(
             spec.get("bind_kind", ()), spec.get("bind_source", ()), spec.get("bind_target", ()), strict=True
         ):
             _attach(base, kind, source, target)
-        _make_processes(base + b"/proc")
         _make_devices(base + b"/dev", spec)
+        _make_processes(base + b"/proc", base + b"/dev/null")
         _mount(None, base, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
         posix.chdir(base)
         try:
@@ -205,6 +211,25 @@ def enter_root(spec: Message) -> None:
         raise _failed("build the task's root at", path, exc) from exc
     finally:
         posix.umask(old_mask)
+
+
+def _check_program() -> None:
+    """Refuse where root in the task could change what we run, which is the host's: see ``readonly``."""
+    path = "/proc/self/exe"
+    if not posix.statvfs(path).f_flag & posix.ST_RDONLY and not posix.readlink(path).startswith("/memfd:"):
+        raise Failed(f"the task could change {posix.readlink(path)}, which it is forked from")
+
+
+def use_own_null() -> None:
+    """In the task's root: have its own ``/dev/null`` as those standard streams that are the host's.
+
+    Root may change whatever it has open, such as the mode of the host's device.
+    """
+    for target in range(3):
+        if posix.fstat(target).st_rdev == _NULL:
+            fd = posix.open("/dev/null", posix.O_RDWR | posix.O_NOCTTY | posix.O_CLOEXEC)
+            posix.dup2(fd, target, True)
+            posix.close(fd)
 
 
 def _attach(base: bytes, kind: bytes, source: bytes, target: bytes) -> None:
@@ -221,17 +246,22 @@ def _attach(base: bytes, kind: bytes, source: bytes, target: bytes) -> None:
             _make_folders(base, target.rpartition(b"/")[0])
             posix.symlink(posix.readlink(source), target)
         return
-    if what == _LINK and name == b"own":
-        raise OSError(errno.ELOOP, posix.strerror(errno.ELOOP), source)
-    if posix.stat(source).st_mode & _KIND == _FOLDER:
-        _make_folders(base, target)
-    else:
-        _make_folders(base, target.rpartition(b"/")[0])
-        if _kind(target) == 0:
-            posix.close(posix.open(target, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC, 0o644))
-    if _kind(target) == _LINK:
-        raise OSError(errno.ELOOP, posix.strerror(errno.ELOOP), target)
-    _mount(source, target, None, MS_BIND | MS_REC)
+    fd = posix.open(source, posix.O_PATH | posix.O_CLOEXEC | (posix.O_NOFOLLOW if name == b"own" else 0))
+    try:
+        what = posix.fstat(fd).st_mode & _KIND
+        if what == _LINK:
+            raise OSError(errno.ELOOP, posix.strerror(errno.ELOOP), source)
+        if what == _FOLDER:
+            _make_folders(base, target)
+        else:
+            _make_folders(base, target.rpartition(b"/")[0])
+            if _kind(target) == 0:
+                posix.close(posix.open(target, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC, 0o644))
+        if _kind(target) == _LINK:
+            raise OSError(errno.ELOOP, posix.strerror(errno.ELOOP), target)
+        _mount(b"/proc/self/fd/%d" % fd, target, None, MS_BIND | MS_REC)  # what was looked at, whatever is there now
+    finally:
+        posix.close(fd)
     _protect(target, read_only=name == b"ro")
 
 
@@ -285,8 +315,11 @@ def _plain(path: bytes) -> bytes:
     return path
 
 
-def _make_processes(proc: bytes) -> None:
-    """A fresh /proc, without what would let the task's root change the machine."""
+def _make_processes(proc: bytes, null: bytes) -> None:
+    """A fresh /proc, without what would let the task's root change the machine; it is empty there.
+
+    :param null: the task's own; its mode could be changed through what it hides, but for a mount that is read-only.
+    """
     posix.mkdir(proc, 0o755)
     _mount(b"proc", proc, b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in _READ_ONLY:
@@ -297,7 +330,8 @@ def _make_processes(proc: bytes) -> None:
     for name in _HIDDEN:
         path = proc + b"/" + name
         if _kind(path):
-            _mount(b"/dev/null", path, None, MS_BIND)
+            _mount(null, path, None, MS_BIND)
+            _mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC)
 
 
 def _make_devices(dev: bytes, spec: Message) -> None:
@@ -336,6 +370,23 @@ def enter_mounts(fd: int) -> None:
         syscalls.setns(fd, syscalls.CLONE_NEWNS)
     except OSError as exc:
         raise _failed("enter the task's", b"root", exc) from exc
+
+
+def keep_out_of_reach(spec: Message) -> None:
+    """Of what is still the host's: our memory and files, until the exec, and the keys of its session.
+
+    A task that is no more confined than another command of its user keeps the keys, as that would.
+
+    :raises OSError: the user has too many keys.
+    """
+    if not number(spec, "own_ipc") and not {"uid", "root", "capabilities"} & spec.keys():
+        return
+    syscalls.prctl(_PR_SET_DUMPABLE, 0)  # a process of the task with our rights may see us come: a further command
+    try:
+        syscalls.own_keyring()
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSYS, errno.EPERM):  # EPERM: a container's filter, which the task is under too
+            raise
 
 
 def limit_capabilities(spec: Message) -> None:

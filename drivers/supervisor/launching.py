@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 
 from cameleer.bare import start_bare
@@ -20,6 +21,7 @@ class Launcher:
     """Forks supervisors. The host's own process is never forked but by ``subprocess``, once per launcher."""
 
     def __init__(self) -> None:
+        self._protected = False
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._turn = asyncio.Lock()
@@ -29,13 +31,18 @@ class Launcher:
         """Its process; None before the first task."""
         return None if self._process is None else self._process.pid
 
-    async def fork(self, descriptors: Sequence[int], kind: bytes = PLAIN) -> None:
+    async def fork(self, descriptors: Sequence[int], kind: bytes = PLAIN, *, own_root: bool = False) -> None:
         """Ask for a supervisor; whether it comes is told by its connection, the first of the descriptors.
 
         :param kind: ``PLAIN``, or ``OWN_PROCESSES``: the first process of a namespace.
+        :param own_root: its task must not be able to change the program that it was forked from; a launcher of the
+            ordinary kind is replaced.
         :raises StartRecoverable: no process can be started now.
         """
         async with self._turn:
+            if own_root and not self._protected:
+                await self._end()
+                self._protected = True
             for _ in range(2):
                 if self._socket is None:
                     self._start()
@@ -57,7 +64,19 @@ class Launcher:
 
     def _start(self) -> None:
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        self._process, self._socket = start_bare("supervisor.launcher", folder)
+        if not self._protected:
+            self._process, self._socket = start_bare("supervisor.launcher", folder)
+            return
+        from cameleer.drivers.supervisor import readonly
+
+        try:
+            descriptor, path = readonly.program(sys.executable)
+        except OSError as exc:
+            raise StartRecoverable(f"cannot protect {sys.executable} from tasks: {exc.strerror}") from exc
+        try:
+            self._process, self._socket = start_bare("supervisor.launcher", folder, program=(descriptor, path))
+        finally:
+            os.close(descriptor)
 
     async def close(self) -> None:
         """End the launcher; its supervisors go on."""

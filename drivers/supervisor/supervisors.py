@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -139,13 +139,13 @@ class Supervisors:
             "terminal": config.terminal,
             "command": os.fsencode(config.command),
             "arg": [os.fsencode(arg) for arg in config.args],
-            "env": [os.fsencode(f"{key}={value}") for key, value in config.whole_env.items()],
             "cwd": os.fsencode(_cwd(config)),
             "group": os.getpgrp(),
             "umask": _umask(),
             "nice": os.getpriority(os.PRIO_PROCESS, 0),
             "rlimit": [b"%d %d %d" % (each, *callers_limit(each)) for each in _RLIMITS],
         }
+        env: Mapping[str, str] = config.whole_env
         for target, name in enumerate(("stdin", "stdout", "stderr")):
             stream: Stdio = getattr(config, name)
             values[name] = _stream(name, stream, target, descriptors)
@@ -153,14 +153,15 @@ class Supervisors:
             from cameleer.drivers.supervisor import account
 
             values["user"] = os.fsencode(config.user)
-            values.update(account.find(config.user).fields())
+            user = account.find(config.user)
+            values.update(user.fields())
+            env = user.environment(env)
         if confinement is not None:
             values.update(confinement.fields(folder))
-            if confinement.env:
-                env = {**config.whole_env, **confinement.env}
-                values["env"] = [os.fsencode(f"{key}={value}") for key, value in env.items()]
+            env = {**env, **confinement.env}
             if confinement.root and config.cwd is None:
                 values["cwd"] = "/"
+        values["env"] = [os.fsencode(f"{key}={value}") for key, value in env.items()]
         if config.resources.oom_score_adj is not None:
             values["oom_score_adj"] = config.resources.oom_score_adj
         return descriptors, frame(**values)

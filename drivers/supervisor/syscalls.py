@@ -6,6 +6,7 @@ Looked up at import, so that it is done once, in the launcher, and not in every 
 from __future__ import annotations
 
 import _ctypes
+import errno
 import posix
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -15,9 +16,20 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
 
 _PROGRAM_ITSELF: str = None  # type: ignore[assignment] # as dlopen(3) has it; the stub lacks it
 _PLAIN, _KEEPS_ERRNO = 0x1, 0x8
-_AT_RECURSIVE, _AT_FDCWD = 0x8000, -100
+_AT_RECURSIVE, _AT_EMPTY_PATH, _AT_FDCWD = 0x8000, 0x1000, -100
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, posix.O_CLOEXEC
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
-_SYS_MOUNT_SETATTR = 442
+_SYS_OPEN_TREE, _SYS_MOUNT_SETATTR = 428, 442  # the same everywhere
+_KEYCTL = {
+    **dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 219),
+    "x86_64": 250,
+    "ppc64": 271,
+    "ppc64le": 271,
+    "s390x": 280,
+}
+"""Its number where processes are of 64 bits."""
+_JOIN_SESSION_KEYRING = 1
+_LONG_BYTES = 8
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -76,14 +88,38 @@ def pivot_root(new: bytes, old: bytes) -> None:
     _done(_pivot_root(new, old), new)
 
 
-def protect_tree(target: bytes, *, read_only: bool) -> None:
+def copy_tree(target: bytes) -> int:
+    """Descriptor of a copy of a mount and all below it, which goes with it; mounted nowhere.
+
+    :raises OSError: ENOSYS before Linux 5.2.
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+    fd = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, target, flags)
+    _done(fd, target)
+    return int(fd)
+
+
+def protect_tree(target: bytes, *, read_only: bool, at: int = _AT_FDCWD) -> None:
     """Without set-id programs and devices, and read-only if asked: a mount and all below it, in one call.
 
+    :param target: empty: what ``at`` is open on.
     :raises OSError: ENOSYS before Linux 5.12.
     """
     attributes = _ATTR_NOSUID | _ATTR_NODEV | (_ATTR_RDONLY if read_only else 0)
     words = attributes.to_bytes(8, "little") + bytes(24)  # set, clear, propagation, user namespace
-    _done(_syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, target, _AT_RECURSIVE, words, len(words)), target)
+    flags = _AT_RECURSIVE | (0 if target else _AT_EMPTY_PATH)
+    _done(_syscall(_SYS_MOUNT_SETATTR, at, target, flags, words, len(words)), target)
+
+
+def own_keyring() -> None:
+    """Leave the session's keyring for an empty one without a name.
+
+    :raises OSError: EDQUOT: the user has too many keys; ENOSYS: the kernel has no keyrings, or we do not know how.
+    """
+    number = _KEYCTL.get(posix.uname().machine)
+    if number is None or memoryview(b"").cast("l").itemsize != _LONG_BYTES:
+        raise OSError(errno.ENOSYS, posix.strerror(errno.ENOSYS))
+    _done(_syscall(number, _JOIN_SESSION_KEYRING, None))
 
 
 def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:

@@ -403,7 +403,7 @@ async def test_leftovers_are_processes_and_records_that_nobody_claims(tmp_path: 
             await until(lambda: not lives(host.supervisor_pid), "")
             assert await driver.leftovers({"the task"}) == []
             found = await driver.leftovers({"another"})
-            assert {each.task_id for each in found} == {"the task"}
+            assert {each.task_id for each in found if not each.description.startswith("group ")} == {"the task"}
             assert len([each for each in found if each.description.startswith("process ")]) == 4
             assert len([each for each in found if each.description.startswith("record ")]) == 1
             for each in found:
