@@ -15,10 +15,13 @@ from cameleer.errors import DriverError, NotSupported, RecoverableError, TaskNot
 _LONGEST_MESSAGE: Final = 4000
 _SECRETS: Final = re.compile(
     r"""(://)[^/\s@'"]+@"""
-    r"""|\b((?:x-registry-(?:auth|config)|(?:proxy-)?authorization|identity_?token|registry_?token|password)\b['"]?\s*[:=]\s*)"""
-    r"""(?:b?(?:"[^"]*"|'[^']*')|(?:(?:basic|bearer)\s+)?[^\s,;)}\]]+)""",
-    re.IGNORECASE,
+    r"""|(x-(?:amz|goog)-(?:signature|credential|security-token)=|(?:[?&]|\\u0026)sig(?:nature)?=)[^&\s"'\\]+"""
+    r"""|\b((?:x-registry-(?:auth|config)|(?:proxy-)?authorization|(?:identity|registry|access|refresh)_?token|password"""
+    r"""|(?<=["'])auth(?=\\*["']))\b\\*['"]?\s*[:=]\s*)"""
+    r"""(?:b?(\\*["']).*?(?:(?<!\\)\4|$)|(?:(?:basic|bearer)\s+)?[^\s,;)}\]]+)""",
+    re.IGNORECASE | re.DOTALL,
 )
+"""What must not be shown, behind its name: in a URL, or a value, whose quotes may be escaped."""
 _SHUTTING_DOWN: Final = ("shutting down", "transport is closing", "containerd.sock", "context canceled")
 _FOREIGN: Final = ("docker", "requests", "urllib3")
 _UNREACHABLE: Final = {
@@ -53,7 +56,7 @@ def from_status(status: int, body: bytes, what: str, *, missing: type[DriverErro
     """
     message = _message(body)
     if status == 404 and message is None:
-        return Malformed(_text(what, f"the answer is no engine's (404): {_shown(body)}"))
+        return Malformed(worded(what, f"the answer is no engine's (404): {_shown(body)}"))
     return _by_status(status, message or body.decode(errors="replace"), what, missing)
 
 
@@ -87,23 +90,23 @@ def translated(exc: BaseException, what: str, *, address: str = "") -> DriverErr
 def closed(what: str, address: str = "") -> EngineGone:
     """The engine closed the connection where an answer, or the rest of one, was to come."""
     return EngineGone(
-        _text(what, f"{_engine(address)} closed the connection before its answer was complete: cut short")
+        worded(what, f"{_engine(address)} closed the connection before its answer was complete: cut short")
     )
 
 
 def silent(what: str, timeout_s: float, address: str = "") -> EngineGone:
     """The engine did not answer in time."""
-    return EngineGone(_text(what, f"{_engine(address)} has not answered within {timeout_s:g} s"))
+    return EngineGone(worded(what, f"{_engine(address)} has not answered within {timeout_s:g} s"))
 
 
 def malformed(what: str, reason: str, data: bytes | bytearray = b"") -> Malformed:
     """What came makes no sense; its first bytes are shown."""
-    return Malformed(_text(what, f"{reason}: {_shown(data)}" if data else reason))
+    return Malformed(worded(what, f"{reason}: {_shown(data)}" if data else reason))
 
 
 def _by_status(status: int, message: str, what: str, missing: type[DriverError]) -> DriverError:
     said = " ".join(message.split())
-    text = _text(what, said or f"the engine answered {status}")
+    text = worded(what, said or f"the engine answered {status}")
     lower = said.lower()
     if status == 404:
         return UnrecoverableError(text) if lower in ("", "page not found") else missing(text)
@@ -118,7 +121,7 @@ def _by_status(status: int, message: str, what: str, missing: type[DriverError])
     if status >= 500:
         return RecoverableError(text)
     if status < 400:
-        return Malformed(_text(what, f"the answer is no engine's: {status} {said}"))
+        return Malformed(worded(what, f"the answer is no engine's: {status} {said}"))
     if "http request to an https server" in lower:
         text += "; the driver's tls_ca, tls_cert and tls_key, or DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, say how"
     return UnrecoverableError(text)
@@ -128,17 +131,17 @@ def _os_error(exc: OSError, what: str, address: str) -> DriverError:
     code = exc.errno
     engine = _engine(address)
     if code in _OUR_OWN_LIMIT:
-        return RecoverableError(_text(what, f"cannot connect to {engine}: {exc.strerror}"))
+        return RecoverableError(worded(what, f"cannot connect to {engine}: {exc.strerror}"))
     if code in (errno.EACCES, errno.EPERM) and not address.startswith("tcp://"):
         where = address.removeprefix("unix://") or "the engine's socket"
-        return EngineGone(_text(what, f"may not open {where}: join the group docker or run as root"))
+        return EngineGone(worded(what, f"may not open {where}: join the group docker or run as root"))
     if code in _UNREACHABLE:
-        return EngineGone(_text(what, f"cannot reach {engine}: {_UNREACHABLE[code]}"))
+        return EngineGone(worded(what, f"cannot reach {engine}: {_UNREACHABLE[code]}"))
     if isinstance(exc, ConnectionError):
-        return EngineGone(_text(what, f"{engine} closed the connection"))
+        return EngineGone(worded(what, f"{engine} closed the connection"))
     if isinstance(exc, TimeoutError):
-        return EngineGone(_text(what, f"{engine} has not answered in time"))
-    return EngineGone(_text(what, f"cannot reach {engine}: {exc.strerror or exc or type(exc).__name__}"))
+        return EngineGone(worded(what, f"{engine} has not answered in time"))
+    return EngineGone(worded(what, f"cannot reach {engine}: {exc.strerror or exc or type(exc).__name__}"))
 
 
 def _tls(exc: BaseException, what: str, address: str) -> DriverError:
@@ -146,14 +149,14 @@ def _tls(exc: BaseException, what: str, address: str) -> DriverError:
     text = str(getattr(exc, "reason", None) or exc)
     if _is(exc, "ssl", "SSLCertVerificationError"):
         reason = getattr(exc, "verify_message", "") or text
-        return UnrecoverableError(_text(what, f"the certificate of {engine} is not to be trusted: {reason}"))
+        return UnrecoverableError(worded(what, f"the certificate of {engine} is not to be trusted: {reason}"))
     if _is(exc, "ssl", "SSLEOFError"):
-        return EngineGone(_text(what, f"{engine} closed the connection"))
+        return EngineGone(worded(what, f"{engine} closed the connection"))
     if text in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return UnrecoverableError(_text(what, f"{engine} does not speak TLS"))
+        return UnrecoverableError(worded(what, f"{engine} does not speak TLS"))
     if "ALERT" in text.upper() and any(each in text.upper() for each in ("CERT", "UNKNOWN_CA", "HANDSHAKE_FAILURE")):
-        return UnrecoverableError(_text(what, f"{engine} does not accept our certificate, or lack of one: {text}"))
-    return EngineGone(_text(what, f"the TLS connection to {engine} failed: {text}"))
+        return UnrecoverableError(worded(what, f"{engine} does not accept our certificate, or lack of one: {text}"))
+    return EngineGone(worded(what, f"the TLS connection to {engine} failed: {text}"))
 
 
 def _foreign(exc: BaseException, causes: list[BaseException], what: str, address: str) -> DriverError:
@@ -161,16 +164,16 @@ def _foreign(exc: BaseException, causes: list[BaseException], what: str, address
     for each in causes:
         names = {kind.__name__ for kind in type(each).__mro__ if kind.__module__.partition(".")[0] in _FOREIGN}
         if names & {"Timeout", "TimeoutError", "ReadTimeout", "ConnectTimeout"}:
-            return EngineGone(_text(what, f"{_engine(address)} has not answered in time"))
+            return EngineGone(worded(what, f"{_engine(address)} has not answered in time"))
         if names & {"ProtocolError", "ConnectionError", "NewConnectionError", "ChunkedEncodingError", "IncompleteRead"}:
-            return EngineGone(_text(what, f"{_engine(address)} closed the connection: {each}"))
+            return EngineGone(worded(what, f"{_engine(address)} closed the connection: {each}"))
         if names & {"DecodeError", "ContentDecodingError", "JSONDecodeError", "InvalidJSONError", "StreamParseError"}:
-            return Malformed(_text(what, f"the engine's answer makes no sense: {each}"))
+            return Malformed(worded(what, f"the engine's answer makes no sense: {each}"))
         if names & {"TLSParameterError", "InvalidVersion", "NullResource", "InvalidArgument", "InvalidRepository"}:
-            return UnrecoverableError(_text(what, str(each)))
+            return UnrecoverableError(worded(what, str(each)))
     if isinstance(exc, ValueError | TypeError | LookupError | RecursionError):
-        return Malformed(_text(what, f"the engine's answer makes no sense: {type(exc).__name__}: {exc}"))
-    return RecoverableError(_text(what, f"{type(exc).__name__}: {exc}"))
+        return Malformed(worded(what, f"the engine's answer makes no sense: {type(exc).__name__}: {exc}"))
+    return RecoverableError(worded(what, f"{type(exc).__name__}: {exc}"))
 
 
 def _status(exc: BaseException) -> int | None:
@@ -219,9 +222,10 @@ def _engine(address: str) -> str:
     return f"the engine at {address}" if address else "the engine"
 
 
-def _text(what: str, reason: str) -> str:
+def worded(what: str, reason: str) -> str:
+    """A message of bounded length, without secrets; ``what`` was to be done."""
     text = f"{what}: {reason}" if what else reason
-    text = _SECRETS.sub(lambda found: f"{found[1] or ''}{found[2] or ''}…{'@' if found[1] else ''}", text)
+    text = _SECRETS.sub(lambda found: f"{found[1] or found[2] or found[3]}…{'@' if found[1] else ''}", text)
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
 
 

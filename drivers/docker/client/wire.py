@@ -144,7 +144,8 @@ class Wire:
                 data = await self._recv(most)
             else:
                 while (found := self._tls.decrypted(most)) is None:
-                    await self._flush()
+                    with suppress(OSError):  # what was said before can still be read
+                        self._push(self._tls)  # no wait: the peer may read no more until we do
                     self._tls.arrived(await self._recv(CHUNK))
                 data = found
         except OSError as exc:
@@ -198,6 +199,8 @@ class Wire:
     async def write(self, data: bytes) -> None:
         """Returns when the kernel has it all. What the engine has sent can still be read when this fails.
 
+        Cancelled, it may have sent a part; over TLS all of it is sent with what is written or read next.
+
         :raises DriverError: the engine takes no more.
         """
         try:
@@ -229,9 +232,20 @@ class Wire:
 
     async def _flush(self) -> None:
         assert self._tls is not None
-        async with self._sending:  # records must not be mixed
-            while data := self._tls.to_send():
-                await self._send(data)
+        async with self._sending:
+            while not self._push(self._tls):
+                await self._writable()
+
+    def _push(self, tls: _Tls) -> bool:
+        """Send of what is encrypted what the kernel takes now; whether that was all."""
+        while rest := tls.to_send():
+            if self._gone:
+                raise ConnectionAbortedError("the connection was closed")
+            try:
+                tls.sent(self._sock.send(rest, socket.MSG_NOSIGNAL))
+            except BlockingIOError:
+                return False
+        return True
 
     async def _send(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -288,13 +302,14 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 class _Tls:
     """TLS between two buffers."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing")
+    __slots__ = ("_incoming", "_object", "_outgoing", "_unsent")
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
         from ssl import MemoryBIO
 
         self._incoming = MemoryBIO()
         self._outgoing = MemoryBIO()
+        self._unsent = memoryview(b"")
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
 
     def handshake(self) -> bool:
@@ -314,9 +329,15 @@ class _Tls:
         else:
             self._incoming.write_eof()
 
-    def to_send(self) -> bytes:
-        """What is to be sent to the engine."""
-        return self._outgoing.read()
+    def to_send(self) -> memoryview:
+        """What is to be sent to the engine next, the rest of a record included that was sent in part."""
+        if not self._unsent:
+            self._unsent = memoryview(self._outgoing.read())
+        return self._unsent
+
+    def sent(self, count: int) -> None:
+        """So many bytes of :meth:`to_send` are on their way."""
+        self._unsent = self._unsent[count:]
 
     def decrypted(self, most: int) -> bytes | None:
         """What the engine said; empty: it says no more; None: more must arrive first."""

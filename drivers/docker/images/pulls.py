@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
 
 from cameleer.config import TaskConfig
-from cameleer.drivers.docker.client.failures import EngineGone
+from cameleer.drivers.docker.client.failures import EngineGone, worded
 from cameleer.drivers.docker.images import credentials
 from cameleer.drivers.docker.images.image import ImageName
 from cameleer.drivers.docker.settings import DockerTaskConfig
@@ -70,6 +70,8 @@ _FINAL: Final = (
 """What the engine says where trying again cannot help; all else may be a network's or a registry's bad moment."""
 _PASSING: Final = ("no such host", "connection refused", "timeout", "toomanyrequests", "too many requests")
 """Looked for first: such an error may quote others."""
+_URL: Final = re.compile(r"""\bhttps?://[^\s"']+""")
+_VERSION: Final = r"(?::\w[\w.-]*)?(?:@[\w+.-]+:[0-9a-fA-F]+)?"
 
 
 class Pulls:
@@ -218,11 +220,11 @@ class Pulls:
                     if isinstance(each, dict):
                         pull.heard(each)
         except _Refused as exc:
-            raise failure(what, str(exc), pull.who) from None
+            raise failure(what, str(exc), pull.image, pull.who) from None
         except (EngineGone, TimeoutError):
             raise
         except DriverError as exc:
-            raise failure("", str(exc), pull.who, final=isinstance(exc, UnrecoverableError)) from exc
+            raise failure("", str(exc), pull.image, pull.who, final=isinstance(exc, UnrecoverableError)) from exc
 
 
 class _Refused(Exception):
@@ -354,10 +356,14 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def failure(what: str, text: str, who: Credentials, *, final: bool = False) -> DriverError:
-    """What a pull's failure means to its caller."""
-    message = f"{what}: {text}" if what else text
-    words = text.lower()
+def failure(what: str, text: str, image: ImageName, who: Credentials, *, final: bool = False) -> DriverError:
+    """What a pull's failure means to its caller.
+
+    :param what: put before the engine's text; empty: it has it already.
+    :param final: trying again cannot help, unless the text says otherwise.
+    """
+    message = worded(what, text)
+    words = _without_names(text, image).lower()
     if any(each in words for each in _DISK_FULL):
         return StartRecoverable(f"{message} (the engine's disk is full)")
     if any(each in words for each in _PASSING):
@@ -365,3 +371,21 @@ def failure(what: str, text: str, who: Credentials, *, final: bool = False) -> D
     if final or any(each in words for each in _FINAL):
         return StartError(f"{message} (credentials: {who.source})")
     return StartRecoverable(message)
+
+
+def _without_names(text: str, image: ImageName) -> str:
+    """An engine's text without addresses and the image's names: an image may be called ``certificate-api``."""
+    text = _URL.sub("", text)
+    short = image.path.removeprefix("library/")
+    for name in (
+        image.name,
+        f"{image.domain}/{short}",
+        image.path,
+        short,
+        image.domain,
+        image.domain.partition(":")[0],
+    ):
+        # a name of one word may be any word, so it is one only where the engine puts it
+        before = r"(?<![\w./-])" if set(name) & set("/.:") else r"(?:(?<=\bfor )|(?<=\bpull )|(?<=\brepository ))"
+        text = re.sub(rf"{before}{re.escape(name)}{_VERSION}(?![\w-])", "", text)
+    return text

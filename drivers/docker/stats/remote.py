@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -130,13 +130,13 @@ class _Pace:
 class _Member:
     """One container measured at one interval, and how far that has come."""
 
-    __slots__ = ("at_ns", "container", "ended", "interval_s", "late_s", "pace", "read")
+    __slots__ = ("container", "ended", "interval_s", "late_s", "pace", "read", "times")
 
-    def __init__(self, container: str, interval_s: float) -> None:
+    def __init__(self, container: str, interval_s: float, times: clock.Times) -> None:
         self.container = container
         self.interval_s = interval_s
         self.read = ""
-        self.at_ns = 0
+        self.times = times
         self.ended = False
         self.pace = _Pace()
         self.late_s = 0.0
@@ -218,6 +218,7 @@ class Sampler:
         self._machine: Machine | None = None
         self._has_one_shot = True
         self._clock = clock.EngineClock()
+        self._tells_time = True
         self._members: set[_Member] = set()
         self._intervals: Counter[float] = Counter()
         self._streamed_up_to = 0.0
@@ -235,7 +236,7 @@ class Sampler:
         :raises UnrecoverableError: it had ended before the first reading.
         :raises RecoverableError: the engine does not answer, or cannot be understood.
         """
-        member = _Member(container_id, interval_s)
+        member = _Member(container_id, interval_s, clock.Times(self._clock))
         self._join(member)
         try:
             async with aclosing(ticks(interval_s)) as beat:
@@ -292,13 +293,23 @@ class Sampler:
 
     async def _know_the_machine(self) -> Machine:
         async with self._asking:  # one asks for all
-            if self._machine is None:
-                response = await self._client.request(
-                    "GET", "/info", timeout_s=self._timeout_s, what="ask the engine what it is"
-                )
-                self._machine = machine(response.json())
-                self._has_one_shot = _version(self._client.api_version) >= ONE_SHOT_SINCE
-            return self._machine
+            return self._machine or await self._ask_the_engine()
+
+    async def _ask_the_engine(self) -> Machine:
+        """Ask what it is, and what time it has."""
+        asked_ns = self._now_ns()
+        response = await self._client.request(
+            "GET", "/info", timeout_s=self._timeout_s, what="ask the engine what it is"
+        )
+        received_ns = self._now_ns()
+        info = response.json()
+        time_ns = clock.system_ns(info)
+        self._tells_time = time_ns is not None
+        if time_ns is not None:
+            self._clock.told(time_ns, asked_ns=asked_ns, received_ns=received_ns)
+        self._machine = machine(info)
+        self._has_one_shot = _version(self._client.api_version) >= ONE_SHOT_SINCE
+        return self._machine
 
     # -- a request for each reading ------------------------------------------------------------------------------
 
@@ -414,13 +425,11 @@ class Sampler:
         if reply.read == member.read:
             self._unchanged += 1
             return None
-        before_ns = clock.unix_ns(member.read) if member.read else None
-        at_ns = self._clock.at_ns(
-            clock.unix_ns(reply.read), received_ns=received_ns, asked_ns=asked_ns, after_ns=before_ns
-        )
+        at_ns = await self._at_ns(member, clock.unix_ns(reply.read), received_ns, asked_ns)
+        if at_ns is None:
+            self._unchanged += 1
+            return None
         member.read = reply.read
-        at_ns = max(at_ns, member.at_ns + 1)
-        member.at_ns = at_ns
         period_s = member.pace.add(at_ns)
         if period_s is not None:
             self._note_period(member, period_s)
@@ -430,6 +439,23 @@ class Sampler:
             taken_at_ns=clock.taken_at_ns(at_ns),
             machine=self._machine or await self._know_the_machine(),
         )
+
+    async def _at_ns(self, member: _Member, read_ns: int, received_ns: int, asked_ns: int | None) -> int | None:
+        """When a reading was true, by our clock; None: it is not newer than the one before."""
+
+        def fits() -> bool:
+            return self._clock.fits(read_ns, received_ns=received_ns, asked_ns=asked_ns)
+
+        times_set, is_newer = self._clock.times_set, member.times.is_newer(read_ns)
+        if not fits() or not is_newer or self._clock.is_due(received_ns):
+            async with self._asking:
+                if times_set == self._clock.times_set:  # else another has asked meanwhile
+                    with suppress(RecoverableError):
+                        await self._ask_the_engine()
+                if not fits() or not (is_newer or self._tells_time):  # we do not know better than the reading itself
+                    earliest_ns = (received_ns if asked_ns is None else asked_ns) - clock.TOLERANCE_NS
+                    self._clock.told(read_ns, asked_ns=earliest_ns, received_ns=received_ns)
+        return member.times.at_ns(read_ns, received_ns=received_ns)
 
     async def _lives(self, member: _Member) -> bool:
         """Whether it runs, or will again: the answer that counts nothing does not tell."""
@@ -472,12 +498,20 @@ class Sampler:
                 member.container[:12],
                 period_s,
                 member.interval_s,
-                "the engine takes so long to read its containers"
-                if self._streams(member) or len(self._members) <= self._limit
-                else f"it answers at its next second, {self._limit} requests at a time; "
-                "raise stats_requests, or set stats_mode to stream",
+                self._why_late(member),
                 extra=fields(driver="docker"),
             )
+
+    def _why_late(self, member: _Member) -> str:
+        count = len(self._members)
+        if member.interval_s < ENGINE_PERIOD_S:
+            return "an engine reads its containers once a second"
+        if self._streams(member) or _enough(self._intervals, self._limit) == 0:
+            return f"the engine takes so long to read {count} containers"
+        return (
+            f"the engine answers at its next second, {self._limit} requests at a time for {count} containers; "
+            "raise stats_requests, or set stats_mode to auto or stream"
+        )
 
 
 _NOTHING: Final = statistics.Reply()

@@ -176,6 +176,14 @@ def test_other_errors_of_what_the_sdk_stands_on() -> None:
         f'{{"password":"{SECRET}","username":"a"}}',
         f"Get https://user:{SECRET}@registry/v2/: denied",
         f'"identitytoken": "{SECRET}"',
+        f'bad config {{\\"auths\\":{{\\"r\\":{{\\"password\\":\\"{SECRET}\\"}}}}}}',
+        f'\\"auths\\":{{\\"r\\":{{\\"auth\\": \\"{SECRET}\\"}}}}',
+        f'{{"password":"with a \\" and {SECRET}","username":"a"}}',
+        f'{{"password":"cut short, {SECRET}',
+        f'Get "https://bucket/x?X-Amz-Credential={SECRET}%2F20261126&X-Amz-Signature=0": EOF',
+        f"Get https://bucket/x?X-Amz-Date=1&X-Amz-Signature={SECRET}: EOF",
+        f"Get https://bucket/x?a=1\\u0026x-amz-security-token={SECRET}\\u0026b=2",
+        f"Get https://cdn/x?Expires=1&Signature={SECRET}&Key-Pair-Id=2",
     ],
 )
 def test_a_secret_is_in_no_message(text: str) -> None:
@@ -188,6 +196,12 @@ def test_a_secret_is_in_no_message(text: str) -> None:
     ):
         assert SECRET not in str(error)
         assert "pull a: " in str(error)
+
+
+def test_what_is_around_a_secret_is_shown() -> None:
+    text = r"{\"user\":\"a\",\"password\":\"x y\",\"server\":\"s\"} https://b/x?X-Amz-Signature=1&part=2: EOF"
+    shown = r"{\"user\":\"a\",\"password\":…,\"server\":\"s\"} https://b/x?X-Amz-Signature=…&part=2: EOF"
+    assert str(from_status(400, text.encode(), "pull a")) == f"pull a: {shown}"
 
 
 @given(st.integers(300, 599), st.binary(max_size=200), st.text(max_size=20))

@@ -3,8 +3,10 @@ import gc
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
+import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -39,7 +41,7 @@ from cameleer.drivers.docker.client.answer import LONGEST_HEAD, Objects
 from cameleer.drivers.docker.client.endpoint import Endpoint, Tls
 from cameleer.drivers.docker.client.failures import Conflict, EngineGone, Malformed
 from cameleer.drivers.docker.client.http import Client, Hijacked
-from cameleer.drivers.docker.client.wire import Wire
+from cameleer.drivers.docker.client.wire import Wire, connect
 from cameleer.errors import DriverError, PluginShutdown, RecoverableError, TaskNotFound, UnrecoverableError
 
 SECRET = "hunter2hunter2"
@@ -1219,6 +1221,99 @@ async def test_what_does_not_fit_in_tls_says_why(encrypted: str, certificates: P
     async with connected(encrypted.replace("127.0.0.1", "localhost"), tls=tls(certificates)) as client:
         with pytest.raises(UnrecoverableError, match="not to be trusted: .*ostname"):
             await client.request("GET", "/info")
+
+
+@asynccontextmanager
+async def over_tls(certificates: Path, talk: Callable[[ssl.SSLSocket], None]) -> AsyncIterator[Wire]:
+    """A connection to a peer with a thread of its own; when it is left, the peer has ended or has failed with it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server-key.pem")
+
+    def serve() -> None:
+        peer, _ = listening.accept()
+        with suppress(OSError), context.wrap_socket(peer, server_side=True) as encrypted:
+            talk(encrypted)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        endpoint = Endpoint(url=f"tcp://127.0.0.1:{listening.getsockname()[1]}", tls=tls(certificates))
+        wire = await connect(endpoint, endpoint.ssl_context(), "attach")
+        try:
+            yield wire
+        finally:
+            wire.close()
+            thread.join(20)
+
+
+async def read_exactly(wire: Wire, count: int) -> bytes:
+    found = bytearray()
+    while len(found) < count:
+        data = await wire.read()
+        assert data, f"it ended after {len(found)} bytes of {count}"
+        found += data
+    return bytes(found)
+
+
+async def test_much_is_written_and_read_over_tls_at_once(certificates: Path) -> None:
+    """A container that reads its input only when it has written all its output."""
+    data = os.urandom(40_000_000)
+    heard = bytearray()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def talk(peer: ssl.SSLSocket) -> None:
+        peer.sendall(data)
+        while found := peer.recv(65536):
+            heard.extend(found)
+        loop.call_soon_threadsafe(ended.set)
+
+    async with over_tls(certificates, talk) as wire, asyncio.timeout(60):
+
+        async def write() -> None:
+            for at in range(0, len(data), 100_000):
+                await wire.write(data[at : at + 100_000])
+            await wire.close_write()
+
+        async with asyncio.TaskGroup() as both:
+            both.create_task(write())
+            reading = both.create_task(read_exactly(wire, len(data)))
+        assert reading.result() == data
+        await ended.wait()
+    assert heard == data
+
+
+async def test_what_is_written_over_tls_after_a_write_was_cancelled_is_understood(certificates: Path) -> None:
+    data = os.urandom(20_000_000)
+    heard = bytearray()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def talk(peer: ssl.SSLSocket) -> None:
+        peer.sendall(data)  # nobody reads it before the writes were cancelled: they must wait
+        while found := peer.recv(65536):
+            heard.extend(found)
+        loop.call_soon_threadsafe(ended.set)
+
+    async with over_tls(certificates, talk) as wire, asyncio.timeout(60):
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await wire.write(data)
+        assert await read_exactly(wire, len(data)) == data  # though what was cancelled cannot be sent yet
+        await wire.write(b"more")
+        await wire.close_write()
+        await ended.wait()
+    assert heard == data * 3 + b"more"
+
+
+async def test_output_over_tls_is_whole_though_nobody_reads_the_input(certificates: Path) -> None:
+    async with over_tls(certificates, lambda peer: peer.sendall(b"x" * 50_000)) as wire, asyncio.timeout(60):
+        with pytest.raises(EngineGone):
+            await wire.write(bytes(20_000_000))
+        assert await read_exactly(wire, 50_000) == b"x" * 50_000
+        with pytest.raises(EngineGone):
+            await wire.read()
 
 
 async def test_a_server_that_does_not_speak_tls_is_said_to_be_one(certificates: Path) -> None:

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 from engine import IMAGE, Engine, needs_engine, running
+from fake_engine import answer
+from fake_engine import serving as serving_answers
 from registry import PASSWORD, USER, Registry, held_up, large_image, needs_registry, serving, user_config
 
 from cameleer.config import TaskConfig
-from cameleer.drivers.docker.client.endpoint import find
+from cameleer.drivers.docker.client.endpoint import Endpoint, find
 from cameleer.drivers.docker.client.http import Client
 from cameleer.drivers.docker.images import credentials
 from cameleer.drivers.docker.images.image import ImageName
@@ -84,14 +86,71 @@ def test_progress_sums_up_the_layers() -> None:
     ],
 )
 def test_an_error_says_whether_trying_again_may_help(text: str, kind: type[DriverError]) -> None:
-    error = failure("pull a:b", text, credentials.Credentials(source="driver_config.auth"))
+    error = failure("pull a:b", text, ImageName.parse("a:b"), credentials.Credentials(source="driver_config.auth"))
     assert type(error) is kind
     assert str(error).startswith(f"pull a:b: {text}")
 
 
 def test_a_full_disk_is_named() -> None:
-    error = failure("pull a", "no space left on device", credentials.Credentials())
+    error = failure("pull a", "no space left on device", ImageName.parse("a"), credentials.Credentials())
     assert "(the engine's disk is full)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "kind"),
+    [
+        ("r.corp/certificate-api:1", 'Get "https://r.corp/v2/certificate-api/manifests/1": EOF', StartRecoverable),
+        ("r.corp/certificate-api:1", "received unexpected HTTP status: 503 Service Unavailable", StartRecoverable),
+        ("team/timeout-proxy", "pull access denied for team/timeout-proxy, repository does not exist", StartError),
+        ("team/timeout", "manifest for team/timeout:latest not found: manifest unknown", StartError),
+        ("timeout", "pull access denied for timeout, repository does not exist or may require", StartError),
+        ("timeout", "manifest for docker.io/library/timeout:latest not found: manifest unknown", StartError),
+        ("timeout.corp:5000/a", 'Head "https://timeout.corp:5000/v2/a/manifests/latest": unauthorized', StartError),
+        ("certificate.corp/a", "dial tcp: lookup certificate.corp on 10.0.0.1:53: misbehaving", StartRecoverable),
+        ("team/a:unsupported", "manifest for team/a:unsupported: unexpected EOF", StartRecoverable),
+        ("team/a:timeout", f"team/a:timeout@sha256:{'0' * 64} not found", StartError),
+        ("team/denied", 'Get "https://auth/token?scope=repository%3Ateam%2Fdenied%3Apull": EOF', StartRecoverable),
+        ("denied", "pull access denied for denied, try docker login", StartError),
+        ("certificate", "x509: certificate signed by unknown authority", StartError),
+        ("timeout", "net/http: TLS handshake timeout", StartRecoverable),
+        ("team/a", "unknown: team/a-certificate is another's: certificate is bad", StartError),
+    ],
+)
+def test_the_images_name_says_nothing_about_its_failure(image: str, text: str, kind: type[DriverError]) -> None:
+    name = ImageName.parse(image)
+    what = f"pull {name.familiar}"
+    for error in (
+        failure(what, text, name, credentials.Credentials()),
+        failure("", f"{what}: {text}", name, credentials.Credentials()),
+    ):
+        assert type(error) is kind
+        assert str(error).startswith(f"{what}: {text}")
+
+
+@pytest.mark.parametrize("name", ["team/certificate", "certificate", "denied.corp/unauthorized/x509", "team/a:denied"])
+@pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])
+async def test_a_pull_that_was_cut_short_may_be_tried_again_and_no_secret_is_told(
+    name: str, status: str, tmp_path: Path
+) -> None:
+    """The engine's error comes in the stream, or instead of it."""
+    image = ImageName.parse(name)
+    text = (
+        f'Get "https://reg/v2/{image.path}/manifests/1?X-Amz-Signature={SECRET}": EOF '
+        f'{{\\"auths\\":{{\\"r\\":{{\\"password\\":\\"{SECRET}\\"}}}}}}'
+    )
+    async with serving_answers(tmp_path) as fake:
+        key = "error" if status.startswith("200") else "message"
+        fake.then(answer({"message": "No such image"}, "404 Not Found"), answer({key: text}, status))
+        client = Client(Endpoint(url=fake.address))
+        pulls = Pulls(client, DockerConfig())
+        try:
+            with pytest.raises(StartRecoverable, match="EOF") as caught:
+                await pulls.ensure(task(name))
+        finally:
+            await pulls.close()
+            await client.close()
+    assert str(caught.value).startswith(f"pull {image.familiar}: Get ")
+    assert SECRET not in str(caught.value)
 
 
 def decoded(found: credentials.Credentials | None) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from itertools import pairwise
+from itertools import chain, cycle, pairwise, repeat
 from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_clock import on_a_virtual_clock
 
@@ -42,6 +43,7 @@ class FakeEngine:
 
     :ivar second_s: how long its second is.
     :ivar cut: bytes of each piece of a stream; 0: whole lines.
+    :ivar late: how many seconds the next answer takes to arrive.
     :ivar asked: when each request for statistics was sent, and for whom.
     """
 
@@ -56,6 +58,9 @@ class FakeEngine:
         self.stuck_s: float | None = None
         self.garbled = False
         self.ahead_s = 0.0
+        self.info_fails: Exception | None = None
+        self.tells_time = True
+        self.late: Callable[[], float] = lambda: 0.0
         self.asked: list[tuple[float, str]] = []
         self.infos = 0
         self.in_flight = 0
@@ -77,7 +82,13 @@ class FakeEngine:
         self._check(path)
         if path == "/info":
             self.infos += 1
-            return Answer(b'{"MemTotal": 1000000, "KernelVersion": "6.1.0", "CgroupVersion": "2"}')
+            if self.info_fails is not None:
+                raise self.info_fails
+            info = {"MemTotal": 1000000, "KernelVersion": "6.1.0", "CgroupVersion": "2"}
+            if self.tells_time:
+                info["SystemTime"] = self.time(now() + self.ahead_s)
+            await asyncio.sleep(self.late())
+            return Answer(json.dumps(info).encode())
         container = path.split("/")[2]
         if path.endswith("/json"):
             state = self.states.get(container, "running")
@@ -96,7 +107,9 @@ class FakeEngine:
         finally:
             self.in_flight -= 1
         self._check(path)
-        return Answer(self.line(container))
+        line = self.line(container)
+        await asyncio.sleep(self.late())
+        return Answer(line)
 
     @asynccontextmanager
     async def stream(
@@ -127,6 +140,7 @@ class FakeEngine:
             if self.states.get(container) == "closed":
                 return
             line = self.line(container) + b"\n"
+            await asyncio.sleep(self.late())
             for start in range(0, len(line), self.cut or len(line)):
                 yield line[start : start + (self.cut or len(line))]
 
@@ -146,6 +160,11 @@ class FakeEngine:
         if path != "/info" and self.states.get(path.split("/")[2]) == "gone":
             raise TaskNotFound("No such container")
 
+    @staticmethod
+    def time(second: float) -> str:
+        moment = round(second * 1000)
+        return f"{EPOCH}{moment // 60_000:02}:{moment // 1000 % 60:02}.{moment % 1000:03}Z"
+
     def line(self, container: str) -> bytes:
         if self.garbled:
             return b'{"read": 5'
@@ -153,7 +172,7 @@ class FakeEngine:
             return json.dumps({"read": NEVER, "memory_stats": {}}).encode()
         second = (now() if self.stuck_s is None else self.stuck_s) + self.ahead_s
         moment = round(second * 1000)
-        read = f"{EPOCH}{moment // 60_000:02}:{moment // 1000 % 60:02}.{moment % 1000:03}Z"
+        read = self.time(second)
         cpu = {"total_usage": moment * MS, "usage_in_usermode": moment * MS, "usage_in_kernelmode": 0}
         memory = {"usage": 500, "limit": 1_000_000, "stats": {"anon": 100, "file": 200, "inactive_file": 50}}
         return json.dumps({"read": read, "cpu_stats": {"cpu_usage": cpu}, "memory_stats": memory}).encode()
@@ -184,6 +203,9 @@ async def others() -> int:
     await asyncio.sleep(0)
     return len(asyncio.all_tasks()) - 1
 
+
+BOTH: list[Mode] = ["one-shot", "stream"]
+both = pytest.mark.parametrize("mode", BOTH)
 
 # -- one-shot ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +241,60 @@ async def test_time_between_readings_is_the_engines_own() -> None:
         assert (later.cpu.total_ns or 0) - (earlier.cpu.total_ns or 0) == pytest.approx(passed, abs=2 * MS)
 
 
+late_ms = st.integers(0, 4000) | st.sampled_from([0, 2, 100, 1300])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(["one-shot", "stream"]), st.booleans(), st.lists(late_ms, min_size=1, max_size=30))
+def test_rates_are_the_engines_own_however_late_each_answer_is_handled(
+    mode: Mode, tells_time: bool, delays: list[int]
+) -> None:
+    """What it says of itself included. Of an engine that does not say the time, it is known when it was asked."""
+
+    @on_a_virtual_clock
+    async def measured() -> None:
+        engine = FakeEngine()
+        engine.tells_time = tells_time or mode == "stream"
+        engine.late = cycle(delay / 1000 for delay in delays).__next__
+        found = await asyncio.gather(*(some(sampler_on(engine, mode=mode), name, 20) for name in "ab"))
+        for each in found:
+            assert all(counters.at_ns <= moment * 1e9 for moment, counters in each)
+            for (_, earlier), (_, later) in pairwise(each):
+                used_ns = (later.cpu.total_ns or 0) - (earlier.cpu.total_ns or 0)  # it keeps one core busy
+                assert used_ns == pytest.approx(later.at_ns - earlier.at_ns, rel=0.01)
+
+    measured()
+
+
+@both
+@on_a_virtual_clock
+async def test_a_first_answer_that_is_handled_late_shortens_no_window(mode: Mode) -> None:
+    engine = FakeEngine()
+    engine.late = chain([0.0, 1.3], repeat(0.0)).__next__  # the first is of its own time
+    found = await some(sampler_on(engine, mode=mode), "a", 4)
+    assert min(gaps_s(found)) >= 0.999
+
+
+@both
+@on_a_virtual_clock
+async def test_the_engines_time_is_asked_for_again_now_and_then(mode: Mode) -> None:
+    engine = FakeEngine()
+    await some(sampler_on(engine, mode=mode), "a", 1000)
+    assert engine.infos == 4
+
+
+@on_a_virtual_clock
+async def test_a_time_that_cannot_be_asked_for_again_ends_no_stream() -> None:
+    engine = FakeEngine()
+    sampler = sampler_on(engine)
+    async with aclosing(sampler.stats("a", 1.0)) as stream:
+        await anext(stream)
+        engine.info_fails = RecoverableError("too busy")
+        found = [(now(), await anext(stream)) for _ in range(400)]
+    assert gaps_s(found) == pytest.approx([1.0] * 399, abs=0.002)
+    assert engine.infos == 2
+
+
 @on_a_virtual_clock
 async def test_no_more_requests_than_the_limit_are_sent_at_a_time() -> None:
     engine = FakeEngine()
@@ -246,17 +322,45 @@ async def test_beyond_the_limit_the_true_period_is_seen_and_reported_once(caplog
     assert seen[0].late == 11  # all but the one that has just left
     assert seen[0].longest_period_s == pytest.approx(3, rel=0.1)
     (record,) = caplog.records
-    assert "instead of every 1 s" in record.getMessage()
-    assert "4 requests at a time" in record.getMessage()
+    found_late = re.fullmatch(
+        r"readings of container c\d+ come every (.*) s instead of every 1 s: the engine answers at its next second, "
+        "4 requests at a time for 12 containers; raise stats_requests, or set stats_mode to auto or stream",
+        record.getMessage(),
+    )
+    assert found_late
+    assert float(found_late[1]) == pytest.approx(3, rel=0.1)
 
 
 @on_a_virtual_clock
-async def test_an_interval_shorter_than_the_engines_second_is_late() -> None:
+async def test_an_interval_shorter_than_the_engines_second_is_late(caplog: pytest.LogCaptureFixture) -> None:
     sampler = sampler_on(FakeEngine())
     async with aclosing(sampler.stats("a", 0.2)) as stream:
         found = [await anext(stream) for _ in range(20)]
         assert sampler.figures().longest_period_s == pytest.approx(1, rel=0.02)
     assert len({each.at_ns for each in found}) == 20
+    assert [record.getMessage() for record in caplog.records] == [
+        "readings of container a come every 1.00 s instead of every 0.2 s: an engine reads its containers once a second"
+    ]
+
+
+@both
+@on_a_virtual_clock
+async def test_an_engine_that_is_slow_is_late_whatever_the_limit(mode: Mode, caplog: pytest.LogCaptureFixture) -> None:
+    sampler = sampler_on(FakeEngine(second_s=1.5), mode=mode)
+    await asyncio.gather(*(some(sampler, name, 20) for name in "ab"))
+    (record,) = caplog.records
+    assert record.getMessage().endswith(
+        "come every 1.50 s instead of every 1 s: the engine takes so long to read 2 containers"
+    )
+
+
+@on_a_virtual_clock
+async def test_lateness_that_ended_is_told_when_it_begins_again(caplog: pytest.LogCaptureFixture) -> None:
+    sampler = sampler_on(FakeEngine(), limit=1, mode="one-shot")
+    for _ in range(2):
+        await asyncio.gather(*(some(sampler, name, 40) for name in "abc"))
+        assert sampler.figures().late == 0
+    assert len(caplog.records) == 2
 
 
 @on_a_virtual_clock
@@ -473,9 +577,6 @@ def test_what_is_not_streamed_fits_into_the_limit(intervals: dict[float, int], l
 
 
 # -- ends and faults -----------------------------------------------------------------------------------------------
-
-BOTH: list[Mode] = ["one-shot", "stream"]
-both = pytest.mark.parametrize("mode", BOTH)
 
 
 @both
