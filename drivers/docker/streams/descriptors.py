@@ -7,17 +7,21 @@ somebody else, who fills the same pipe in that very moment, hold us up. Sockets 
 read and written directly.
 
 Opened as ``raw_exec`` opens them, with one difference: nobody waits for the other end of a FIFO. One that is written to
-is held open for reading too, so its reader may come later, and its going away is not noticed.
+is held open for reading too, so its reader may come later (:meth:`Descriptor.unread`), and its going away is not
+noticed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import select
 import socket
 import stat
+import sys
+import termios
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Final
 
@@ -38,11 +42,15 @@ class Descriptor:
     :ivar regular: it is a regular file, which is always ready.
     """
 
-    def __init__(self, fd: int) -> None:
-        """Take over a descriptor, and close it in :meth:`close`."""
+    def __init__(self, fd: int, *, alone: bool = False) -> None:
+        """Take over a descriptor, and close it in :meth:`close`.
+
+        :param alone: a FIFO that is open for reading too, because nobody else reads it yet.
+        """
         mode = os.fstat(fd).st_mode
         self.fd = fd
         self.regular = stat.S_ISREG(mode)
+        self._alone = alone
         self._socket = socket.socket(fileno=fd) if stat.S_ISSOCK(mode) else None
         self._always_ready = self.regular or not (self._socket or _can_be_watched(fd))
         self._may_block = not (self._always_ready or self._socket) and os.get_blocking(fd)
@@ -75,6 +83,25 @@ class Descriptor:
         poll = select.poll()
         poll.register(self.fd, event)
         return bool(poll.poll(0))
+
+    def unread(self) -> int:
+        """Bytes in a FIFO whose reader has not come yet: closing it would throw them away. To be written no more."""
+        if not self._alone or self.fd < 0:
+            return 0
+        try:
+            if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_RDWR:
+                self._read_no_more()
+            if not self._polled(0):
+                return 0
+            return int.from_bytes(fcntl.ioctl(self.fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+        except OSError:  # no /proc
+            return 0
+
+    def _read_no_more(self) -> None:
+        """Keep the writing end alone: the kernel tells then whether there is a reader."""
+        writing = os.open(f"/proc/self/fd/{self.fd}", _FLAGS | os.O_WRONLY)
+        os.close(self.fd)
+        self.fd = writing
 
     async def readable(self) -> None:
         """Wait until there is something to read, or the end."""
@@ -127,7 +154,7 @@ def open_target(name: str, stream: Stdio) -> Descriptor | None:
         except OSError as exc:
             if exc.errno != errno.ENXIO:  # a FIFO that nobody reads yet
                 raise
-            return Descriptor(os.open(stream.path, flags | os.O_RDWR, 0o600))
+            return Descriptor(os.open(stream.path, flags | os.O_RDWR, 0o600), alone=True)
     except OSError as exc:
         raise StartError(f"cannot open {stream.path} as {name}: {exc.strerror}") from exc
 

@@ -1,9 +1,9 @@
 """How much is read from the engine while its reader stands still.
 
 At the end of a container, or of a command in it, the engine (20.10) waits 2 s for a slow reader and throws away what is
-then still in the pipe. So, once the process has ended, everything is read at once: it is little. Where the process
-cannot be watched (a remote engine), a reader that stands still does not stop it but slows it to 512 KiB/s, up to
-:data:`MOST` bytes kept here.
+then still in the pipe. So, once the process has ended, everything is read at once: it is little, and where others write
+on, :data:`REST` bytes of it are kept. Where the process cannot be watched (a remote engine), a reader that stands still
+does not stop it but slows it to 512 KiB/s, up to :data:`MOST` bytes kept here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ ENOUGH: Final = 4 * CHUNK
 """Bytes that may wait for the reader before the writer is held up."""
 MOST: Final = 64 << 20
 """Bytes that may wait for the reader of a process whose end cannot be watched."""
+REST: Final = 16 << 20
+"""Bytes that may wait for the reader when the process has ended; of one alone, pipe and engine hold 2 MiB at most."""
 _TRICKLE: Final = 4 * CHUNK
 _TRICKLE_S: Final = 0.5
 
@@ -64,7 +66,7 @@ class Intake:
         self.writer_ended()
 
     def writer_ended(self) -> None:
-        """Let everything in from now on."""
+        """Let in what is left."""
         self._ended = True
         self._moved.set()
 
@@ -81,9 +83,9 @@ class Intake:
         """Wait until more may be read."""
         if self._size <= ENOUGH:
             self._limit = ENOUGH
-        while self._size > self._limit and not self._ended:
+        while self._size > (max(REST, self._limit) if self._ended else self._limit):
             self._moved.clear()
-            if self._watched or self._size > MOST:
+            if self._ended or self._watched or self._size > MOST:
                 self._warn()
                 await self._moved.wait()
                 continue
@@ -94,7 +96,7 @@ class Intake:
                 self._limit = self._size + _TRICKLE
 
     def _warn(self) -> None:
-        if self._watched or self._warned:
+        if self._warned or (self._watched and not self._ended):
             return
         self._warned = True
         log.warning(

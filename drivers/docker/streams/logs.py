@@ -7,33 +7,36 @@ with ``local`` of engine 20.10, the end of a line of more than 16 KiB, which is 
 
 from __future__ import annotations
 
-from typing import Final
-
 from cameleer.drivers.docker.client.frames import Frames
 from cameleer.drivers.docker.stats.clock import unix_ns
+from cameleer.drivers.docker.streams.jsontext import PART, JsonText
 from cameleer.drivers.docker.streams.position import Position
 from cameleer.errors import RecoverableError
 from cameleer.log import fields, log
-
-PART: Final = 16384
-"""Bytes of a part of a long line."""
 
 
 class LogReader:
     """What is new in a log.
 
+    :param json: the log driver is ``json-file``.
     :param tty: the container has a terminal, so its log comes without frames and without times.
     :param tolerance_ns: how far the engine's clock and ours may be apart.
+    :param ended_ns: no line that ended later was delivered; 0: nobody knows.
     """
 
-    def __init__(self, position: Position, *, tty: bool, tolerance_ns: int, task_id: str) -> None:
+    def __init__(
+        self, position: Position, *, json: bool, tty: bool, tolerance_ns: int, ended_ns: int, task_id: str
+    ) -> None:
         self._position = position
+        self._delivered = position.json if json else position.exact
         self._tty = tty
         self._tolerance_ns = tolerance_ns
         self._task_id = task_id
         self._frames = Frames(whole=True)
-        self._left = list(position.counts)
+        self._left = list(self._delivered.counts)
+        self._open = list(self._delivered.lines)
         self._last_ns = position.last_ns
+        self._late_ns = ended_ns or position.last_ns + tolerance_ns
         self._by_time = False
         self._begun = False
         self._lines = _Lines()
@@ -72,11 +75,24 @@ class LogReader:
             if at_ns <= self._last_ns:
                 return b""
             self._by_time = False
-            return data
-        if self._left[stream - 1] and at_ns > self._last_ns + self._tolerance_ns:
-            self._left = [0, 0]
-            self._warn("the engine's log lacks some of what was delivered: output may be missing")
+            self._left = [line.awaited for line in self._open]
+        self._check(stream, at_ns, data)
         return self._without_delivered(stream, data)
+
+    def _check(self, stream: int, at_ns: int, line: bytes) -> None:
+        """Deliver rather twice than never, where the log cannot hold all that was delivered.
+
+        A line's time is that of its end, so one that was open is among the later ones.
+        """
+        left, known = self._left[stream - 1], self._open[stream - 1]
+        if left > known.awaited and at_ns > self._late_ns:
+            left = known.awaited
+        if left and left == known.awaited and not known.begins(line):
+            left = 0
+        if lacking := self._left[stream - 1] - left:
+            self._left[stream - 1] = left
+            self._delivered.not_logged(stream, lacking)
+            self._warn("the engine's log lacks some of what was delivered: output may be missing or come twice")
 
     def _without_delivered(self, stream: int, data: bytes) -> bytes:
         left = min(self._left[stream - 1], len(data))
@@ -108,11 +124,13 @@ class Unnoted:
     """Bytes that may have been written to a file by a host that was killed before it could note them.
 
     :param tail: what the file holds where the last write was to go.
+    :param json: the log driver is ``json-file``.
     """
 
-    def __init__(self, stream: int, tail: bytes) -> None:
+    def __init__(self, stream: int, tail: bytes, *, json: bool) -> None:
         self._stream = stream
         self._tail = tail
+        self._logged = JsonText().feed(tail) if json else tail
         self._held = b""
 
     def begin(self) -> None:
@@ -124,21 +142,21 @@ class Unnoted:
         held, self._held, self._tail = self._held, b"", b""
         return [(self._stream, held)] if held else []
 
-    def without(self, pieces: list[tuple[int, bytes]]) -> tuple[list[tuple[int, bytes]], int]:
-        """Leave out what the file has; the second value is how many bytes of its stream it has."""
+    def without(self, pieces: list[tuple[int, bytes]]) -> tuple[list[tuple[int, bytes]], bytes]:
+        """Leave out what the file has; the second value is what it has of its stream."""
         if not self._tail:
-            return pieces, 0
-        kept, had = [], 0
+            return pieces, b""
+        kept, had = [], b""
         for stream, data in pieces:
             if stream != self._stream or not self._tail:
                 kept.append((stream, data))
                 continue
             self._held += data
-            if len(self._held) < len(self._tail):
+            if len(self._held) < len(self._logged):
                 continue
-            if self._held.startswith(self._tail):
-                had = len(self._tail)
-                self._held = self._held[had:]
+            if self._held.startswith(self._logged):
+                had = self._tail
+                self._held = self._held[len(self._logged) :]
             self._tail = b""
             if self._held:
                 kept.append((stream, self._held))

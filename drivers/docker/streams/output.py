@@ -16,8 +16,8 @@ rotates a log that is followed (8 to 49 % of 20,000 lines, measured), which ever
 moment of the recovery; then the container is attached to again, and a line written in that very moment may come twice
 or not at all. One that cannot is followed to its end, exactly.
 
-**When the engine dies** while the host lives and comes back, the log from that moment on is followed; what the engine
-had read and not sent is lost, and a warning says so. stdin is not fed any further.
+**When the connection ends** while the container runs, the rest is had in the same way, and a warning says so. What an
+engine that died had read and neither sent nor logged is lost. stdin is not fed any further.
 
 **At the container's end** what is left is read at once, whoever stands still
 (:mod:`cameleer.drivers.docker.streams.intake`).
@@ -33,11 +33,12 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from cameleer.drivers.docker.client.failures import Conflict
 from cameleer.drivers.docker.client.frames import Frames, merged
 from cameleer.drivers.docker.streams.descriptors import Descriptor, open_source, open_target
 from cameleer.drivers.docker.streams.intake import CHUNK, Intake
 from cameleer.drivers.docker.streams.position import Position
-from cameleer.errors import RecoverableError, StartRecoverable, TaskNotFound, UnrecoverableError
+from cameleer.errors import PluginShutdown, RecoverableError, StartRecoverable, TaskNotFound, UnrecoverableError
 from cameleer.log import fields, log
 
 if TYPE_CHECKING:
@@ -57,9 +58,12 @@ The engine keeps a ctrl-^ back until the next key, as it does with ctrl-p otherw
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 _ASK_S: Final = 10.0
+_UNREAD_S: Final = 10.0
 _FAILURES: Final = 5
 _NEAR_NS: Final = 2_000_000_000
 _FAR_NS: Final = 300_000_000_000
+_LAG_NS: Final = 200_000_000
+"""How much later the engine may log a line than it hands it over; one that died needs longer to be back."""
 _NOBODY_READS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EIO)
 
 
@@ -98,24 +102,25 @@ class Output:
         """Whether any of it goes anywhere."""
         return any(target is not None for target in self._targets)
 
-    async def write(self, stream: int, data: bytes) -> None:
+    async def write(self, stream: int, data: bytes, *, logged: bool = False) -> None:
         """Deliver; returns when all was taken.
 
         :param stream: 1 for stdout, 2 for stderr.
+        :param logged: it comes from the log.
         """
-        rest = self.put(stream, memoryview(data))
+        rest = self.put(stream, memoryview(data), logged=logged)
         while rest:
             target = self._targets[stream - 1]
             if target is not None:
                 await target.writable()
-            rest = self.put(stream, rest)
+            rest = self.put(stream, rest, logged=logged)
 
-    def put(self, stream: int, data: memoryview) -> memoryview:
+    def put(self, stream: int, data: memoryview, *, logged: bool = False) -> memoryview:
         """Deliver what is taken at once; the rest."""
         while data:
             target = self._targets[stream - 1]
             if target is None:
-                self._delivered(stream, len(data))
+                self._delivered(stream, data, logged)
                 break
             try:
                 if target.regular:
@@ -126,17 +131,17 @@ class Output:
             except OSError as exc:
                 self._give_up(stream, exc)
                 continue
-            self._delivered(stream, count)
+            self._delivered(stream, data[:count], logged)
             data = data[count:]
         return memoryview(b"")
 
-    def _delivered(self, stream: int, count: int) -> None:
-        self.taken += count
-        self._position.delivered(stream, count)
+    def _delivered(self, stream: int, data: memoryview, logged: bool) -> None:
+        self.taken += len(data)
+        self._position.delivered(stream, bytes(data), logged=logged)
 
-    def was_there(self, stream: int, count: int) -> None:
+    def was_there(self, stream: int, data: bytes) -> None:
         """Take note of bytes that a former host delivered."""
-        self._delivered(stream, count)
+        self._delivered(stream, memoryview(data), logged=False)
 
     def _give_up(self, stream: int, error: OSError) -> None:
         name = "stdout" if stream == 1 else "stderr"
@@ -161,8 +166,11 @@ class Output:
     def _fields(self) -> dict[str, str]:
         return fields(task_id=self._task_id, driver="docker")
 
-    def unnoted(self) -> Unnoted | None:
-        """What a killed host may have written to a file without noting it; None: nothing."""
+    def unnoted(self, *, json: bool) -> Unnoted | None:
+        """What a killed host may have written to a file without noting it; None: nothing.
+
+        :param json: the log driver is ``json-file``.
+        """
         from cameleer.drivers.docker.streams.logs import Unnoted
 
         position = self._position
@@ -175,14 +183,28 @@ class Output:
                 tail = os.pread(fd, position.length, position.size)
             finally:
                 os.close(fd)
-            return Unnoted(position.stream, tail) if tail else None
+            return Unnoted(position.stream, tail, json=json) if tail else None
         return None
+
+    async def read(self) -> None:
+        """Wait until FIFOs have a reader, who has the rest then, or none came in time; no more is written."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _UNREAD_S
+        while any(target is not None and target.unread() for target in self._targets):
+            if loop.time() > deadline_s:
+                return
+            await asyncio.sleep(_FIRST_PAUSE_S)
 
     def close(self) -> None:
         """Close all; twice without error."""
-        for target in self._targets:
-            if target is not None:
-                target.close()
+        for name, target in zip(("stdout", "stderr"), self._targets, strict=False):
+            if target is None:
+                continue
+            if size := target.unread():
+                log.warning(
+                    "nobody has read %s of task %s: %d bytes are lost", name, self._task_id, size, extra=self._fields()
+                )
+            target.close()
         self._targets[:] = [None] * len(self._targets)
 
 
@@ -273,6 +295,8 @@ class Streams:
         self._work: asyncio.Task[None] | None = None
         self._resumed = False
         self._was_away = False
+        self._ended_ns = 0
+        self._json: bool | None = None
 
     @classmethod
     async def connect(
@@ -350,7 +374,8 @@ class Streams:
 
     def _ended(self, work: asyncio.Task[None]) -> None:
         self._release()
-        if not work.cancelled() and (error := work.exception()) is not None:
+        error = None if work.cancelled() else work.exception()
+        if error is not None and not isinstance(error, PluginShutdown):
             log.error(
                 "the output of task %s is followed no more: %s",
                 self._config.id,
@@ -367,27 +392,37 @@ class Streams:
         self._release()
 
     def _release(self) -> None:
-        if self._attached is not None:
-            self._attached.close()
-            self._attached = None
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        self._detach()
+        self._feed_no_more()
         self._intake.close()
         self._output.close()
         self._position.close()
 
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.close()
+            self._attached = None
+
+    def _feed_no_more(self) -> None:
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
     # -- following -----------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        if self._resumed:
-            await self._go_on()
-        elif self._attached is not None:
+        await self._deliver()
+        await self._output.read()
+
+    async def _deliver(self) -> None:
+        if not self._resumed:
+            if self._attached is None:
+                return
             ended_ns = await self._follow_attached()
             await self._started.wait()  # without which the engine was away between the two
-            if self._output.wanted and await self._goes_on():
-                self._lost(ended_ns)
-                await self._follow_log()
+            if not await self._goes_on(ended_ns):
+                return
+        await self._go_on()
 
     async def _attach(self) -> None:
         query = {"stream": "1"}
@@ -414,8 +449,7 @@ class Streams:
             if feeding is not None:
                 feeding.cancel()
                 await asyncio.wait([feeding])
-            attached.close()
-            self._attached = None
+            self._detach()
 
     async def _feed(self, source: Descriptor, sink: Hijacked) -> None:
         from cameleer.drivers.docker.streams.feed import feed
@@ -423,33 +457,62 @@ class Streams:
         await self._started.wait()
         await feed(source, sink, tty=self._tty)
 
-    def _lost(self, ended_ns: int) -> None:
-        """The engine was away: what it had read and not sent is lost, what comes now is in the log."""
-        if not self._position.first_ns and not self._position.since_ns:
-            return  # nothing came yet: all of it is in the log
-        self._position.begin_again(ended_ns)
-        log.warning(
-            "the engine ended the output of task %s while its container runs: what was on its way is lost",
-            self._config.id,
-            extra=fields(task_id=self._config.id, driver="docker"),
-        )
-
     async def _go_on(self) -> None:
-        """After the host was away."""
+        """Deliver the rest, after the host or the engine was away, over as many connections as it takes.
+
+        The engine (20.10) ends a follow that lags behind at the container's end, so the last reading is without one.
+        """
+        self._feed_no_more()
         if not self._output.wanted:
             return
-        found = await self._inspect()
-        if found is None:
-            return
-        if _rotates(found) and await self._attach_to_running():
+        unnoted: Unnoted | None = None
+        pause_s, failures = _FIRST_PAUSE_S, 0
+        while (found := await self._inspect()) is not None:
+            if self._json is None:
+                self._json = _log_type(found) == "json-file"
+                unnoted = self._output.unnoted(json=self._json)
+            runs, taken = _runs(found), self._output.taken
+            try:
+                if runs and _rotates(found):
+                    if not await self._attach_again(unnoted, first=not failures):
+                        return
+                else:
+                    await self._read_log(unnoted, follow=runs)
+                    if not runs:
+                        return
+                failures = 0
+            except TaskNotFound:
+                return
+            except (RecoverableError, Conflict) as exc:
+                failures += 1
+                if failures == _FAILURES and not runs:
+                    raise
+                log.debug("task %s: %s", self._config.id, exc, extra=fields(task_id=self._config.id, driver="docker"))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S) if taken == self._output.taken else _FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)
+
+    async def _attach_again(self, unnoted: Unnoted | None, *, first: bool) -> bool:
+        """Deliver what the log has, then what comes; False: there will be no more.
+
+        :param first: the log is read also where the engine refuses.
+        :raises RecoverableError: the engine has gone, or is starting.
+        :raises Conflict: the container is paused.
+        """
+        try:
+            if not await self._attach_to_running():
+                return True
+        except (RecoverableError, Conflict):
+            if first:
+                await self._read_log(unnoted)
+            raise
+        try:
             at_ns = time.time_ns()
-            await self._read_log(self._output.unnoted(), until_ns=at_ns)
+            await self._read_log(unnoted, until_ns=at_ns)
             self._position.begin_again(at_ns)
             ended_ns = await self._follow_attached()
-            if not await self._goes_on():
-                return
-            self._lost(ended_ns)
-        await self._follow_log()
+        finally:
+            self._detach()
+        return await self._goes_on(ended_ns)
 
     async def _attach_to_running(self) -> bool:
         """Attach to a container that runs; to one that does not, the engine would attach for ever."""
@@ -457,34 +520,8 @@ class Streams:
         found = await self._inspect()
         if found is not None and _runs(found):
             return True
-        if self._attached is not None:
-            self._attached.close()
-            self._attached = None
+        self._detach()
         return False
-
-    async def _follow_log(self) -> None:
-        """Follow the log to its end, over as many connections as it takes.
-
-        The engine (20.10) ends a follow that lags behind at the container's end, so the last reading is without one.
-        """
-        unnoted = self._output.unnoted()
-        pause_s, failures = _FIRST_PAUSE_S, 0
-        while (found := await self._inspect()) is not None:
-            runs, taken = _runs(found), self._output.taken
-            try:
-                await self._read_log(unnoted, follow=runs)
-                if not runs:
-                    return
-                failures = 0
-            except TaskNotFound:
-                return
-            except RecoverableError as exc:
-                failures += 1
-                if failures == _FAILURES and not runs:
-                    raise
-                log.debug("task %s: %s", self._config.id, exc, extra=fields(task_id=self._config.id, driver="docker"))
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S) if taken == self._output.taken else _FIRST_PAUSE_S
-            await asyncio.sleep(pause_s)
 
     async def _read_log(self, unnoted: Unnoted | None, *, follow: bool = False, until_ns: int = 0) -> None:
         """Deliver what is new in the log.
@@ -495,7 +532,12 @@ class Streams:
 
         near = self._client.endpoint.is_unix
         reader = LogReader(
-            self._position, tty=self._tty, tolerance_ns=_NEAR_NS if near else _FAR_NS, task_id=self._config.id
+            self._position,
+            json=bool(self._json),
+            tty=self._tty,
+            tolerance_ns=_NEAR_NS if near else _FAR_NS,
+            ended_ns=self._ended_ns if near else 0,
+            task_id=self._config.id,
         )
         if unnoted is not None:
             unnoted.begin()
@@ -519,16 +561,28 @@ class Streams:
                     if had:
                         self._output.was_there(self._position.stream, had)
                 for stream, data in pieces:
-                    await self._output.write(stream, data)
+                    self._ended_ns = 0
+                    await self._output.write(stream, data, logged=True)
         if unnoted is not None:
             for stream, data in unnoted.rest():
-                await self._output.write(stream, data)
+                await self._output.write(stream, data, logged=True)
 
-    async def _goes_on(self) -> bool:
+    async def _goes_on(self, ended_ns: int) -> bool:
         """Whether there may be more: the container runs, or the engine was away, so that its log may have more."""
+        if not self._output.wanted:
+            return False
         self._was_away = False
         found = await self._inspect()
-        return found is not None and (self._was_away or _runs(found))
+        if found is None or not (self._was_away or _runs(found)):
+            return False
+        if self._position.last_ns:
+            self._ended_ns = ended_ns + _LAG_NS
+            log.warning(
+                "the output of task %s was cut off: the rest comes from the log, without what an engine that died held",
+                self._config.id,
+                extra=fields(task_id=self._config.id, driver="docker"),
+            )
+        return True
 
     async def _inspect(self) -> Mapping[str, Any] | None:
         """What the engine says of the container, as soon as it says anything; None: it is gone."""
@@ -539,6 +593,8 @@ class Streams:
                     "GET", f"/containers/{self._container}/json", timeout_s=_ASK_S, what=self._what("inspect")
                 )
                 found = response.json()
+            except PluginShutdown:
+                raise
             except UnrecoverableError:
                 return None
             except RecoverableError:
@@ -566,14 +622,18 @@ def _runs(found: Mapping[str, Any]) -> bool:
     return bool(state.get("Running") or state.get("Restarting"))
 
 
+def _log_type(found: Mapping[str, Any]) -> str:
+    return str(_log_config(found).get("Type"))
+
+
+def _log_config(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (found.get("HostConfig") or {}).get("LogConfig") or {}
+
+
 def _rotates(found: Mapping[str, Any]) -> bool:
     """Whether the engine may begin a new file for the container's log, and remove the oldest."""
-    kept = (found.get("HostConfig") or {}).get("LogConfig") or {}
-    options = kept.get("Config") or {}
-    size = str(options.get("max-size", ""))
-    if kept.get("Type") == "local":
-        return True
-    return kept.get("Type") == "json-file" and size not in ("", "-1")
+    size = str((_log_config(found).get("Config") or {}).get("max-size", ""))
+    return _log_type(found) == "local" or (_log_type(found) == "json-file" and size not in ("", "-1"))
 
 
 def _seconds(at_ns: int) -> str:

@@ -24,6 +24,7 @@ from cameleer.errors import (
     CommandNotExecutable,
     CommandNotFound,
     DriverError,
+    PluginShutdown,
     RecoverableError,
     StartError,
     StartRecoverable,
@@ -281,7 +282,7 @@ class DockerExecSession(ExecSession):
 
         try:
             await _poll(look, self._output_ended)
-        except UnrecoverableError as exc:  # the container is gone, and the command with it
+        except (UnrecoverableError, PluginShutdown) as exc:  # the container is gone, and the command with it, or we are
             self._end = self._end or Exit(error=f"nobody knows how the command ended: {exc}")
         assert self._end is not None
         return self._end
@@ -361,13 +362,18 @@ async def _poll(look: Callable[[], Awaitable[bool]], hint: asyncio.Event | None 
     """Look again and again, after longer and longer pauses; one that is hinted at is quick.
 
     :raises UnrecoverableError: (of ``look``)
+    :raises PluginShutdown: the driver was closed.
     """
     pause_s = _FIRST_PAUSE_S
     hinted = False
     while True:
-        with suppress(RecoverableError):
+        try:
             if await look():
                 return
+        except PluginShutdown:
+            raise
+        except RecoverableError:
+            pass
         if hint is not None and not hinted:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):

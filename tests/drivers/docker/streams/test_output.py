@@ -18,8 +18,9 @@ from engine import running as running_engine
 from cameleer.config import Stdio, TaskConfig
 from cameleer.drivers.docker.client.endpoint import Endpoint
 from cameleer.drivers.docker.client.http import Client
+from cameleer.drivers.docker.streams import output as output_module
 from cameleer.drivers.docker.streams.output import Streams
-from cameleer.errors import DriverError
+from cameleer.errors import DriverError, PluginShutdown
 
 pytestmark = [pytest.mark.root, needs_engine]
 
@@ -29,8 +30,8 @@ PATIENCE_S = 60.0
 class Lab:
     """Containers of one test."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.client = Client(Endpoint(url=engine.address, source="test"))
+    def __init__(self, engine: Engine, address: str = "") -> None:
+        self.client = Client(Endpoint(url=address or engine.address, source="test"))
 
     async def create(self, config: TaskConfig, **log: str) -> str:
         fed = config.stdin.kind != "discard"
@@ -130,6 +131,7 @@ def numbered(first: int, last: int) -> bytes:
     return b"".join(b"line %d\n" % number for number in range(first, last + 1))
 
 
+WHEN_TOLD = "%s; until [ -e /told ]; do usleep 20000; done; echo done; echo end"
 COUNT = "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i; done"
 
 
@@ -211,15 +213,31 @@ async def test_a_socket_is_a_target_too(lab: Lab) -> None:
         assert ours.recv(100) == b"through a socket\n"
 
 
-async def test_a_fifo_may_get_its_reader_later(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["it runs", "it ended"])
+async def test_a_fifo_may_get_its_reader_later(lab: Lab, tmp_path: Path, when: str) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    async with lab.running(shell("echo early; sleep 0.5", stdout=Stdio.fifo(path))) as (streams, _, following):
+    script = "echo early; sleep 0.5" if when == "it runs" else "echo early"
+    async with lab.running(shell(script, stdout=Stdio.fifo(path))) as (streams, container, following):
         await until(lambda: streams.taken > 0)
+        if when == "it ended":
+            await lab.ended(container)
+            await asyncio.sleep(0.5)
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         await soon(following)
         assert os.read(fd, 100) == b"early\n"
+        assert os.read(fd, 100) == b""
         os.close(fd)
+
+
+async def test_what_nobody_reads_from_a_fifo_is_lost_with_a_warning(
+    lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_module, "_UNREAD_S", 0.2)
+    os.mkfifo(tmp_path / "fifo")
+    both = Stdio.fifo(tmp_path / "fifo")
+    await lab.run(shell("echo early", stdout=both, stderr=both))
+    assert [each.getMessage().partition(": ")[2] for each in caplog.records] == ["6 bytes are lost"]
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "not watched"])
@@ -369,6 +387,24 @@ async def test_a_cancelled_follower_leaves_nothing_open(lab: Lab, tmp_path: Path
         await until(lambda: descriptors() <= before + 1)  # the client may keep a connection
 
 
+async def test_following_ends_when_the_driver_is_closed(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab, others = Lab(engine), Lab(engine)
+    container = await lab.create(shell("sleep 60"))
+    try:
+        streams = await Streams.connect(others.client, shell("", **to_files(tmp_path)), container)
+        await lab.start(container)
+        following = streams.follow(None)
+        await others.client.close()
+        with pytest.raises(PluginShutdown):
+            await soon(following)
+    finally:
+        await lab.remove(container)
+        await lab.client.close()
+    assert not caplog.records
+
+
 # -- stdin -------------------------------------------------------------------------------------------------------
 
 
@@ -498,6 +534,52 @@ async def test_what_a_container_wrote_while_there_was_no_host_is_delivered_after
     assert (tmp_path / "out").read_bytes() == numbered(1, 3000) + b"prompt answered\n"
 
 
+@pytest.mark.parametrize("case", ["json-file", "json-file one", "local", "local one"])
+async def test_a_line_that_was_open_when_the_host_went_comes_once(
+    lab: Lab, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    driver, _, before = case.partition(" ")
+    config = shell(WHEN_TOLD % (f"{before and 'echo one; '}printf Working..."), **to_files(tmp_path))
+    container = await lab.create(config, driver=driver)
+    try:
+        streams = await Streams.connect(lab.client, config, container, record=tmp_path / "record")
+        await lab.start(container)
+        streams.follow(None)
+        await until(lambda: (tmp_path / "out").read_bytes().endswith(b"Working..."))
+        await streams.close()
+        await asyncio.sleep(2.5)  # more than the clocks may be apart
+        streams = await Streams.resume(lab.client, config, container, record=tmp_path / "record")
+        following = streams.follow(None)
+        engine.cli("exec", container, "touch", "/told")
+        await soon(following)
+    finally:
+        await lab.remove(container)
+    assert (tmp_path / "out").read_bytes() == (b"one\n" if before else b"") + b"Working...done\nend\n"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("driver", ["json-file", "local"])
+async def test_bytes_that_are_no_text_are_not_repeated(
+    lab: Lab, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, driver: str
+) -> None:
+    config = shell(WHEN_TOLD % r"printf '\377\376\375\nt\303\244xt\nW\366rking'", **to_files(tmp_path))
+    container = await lab.create(config, driver=driver)
+    try:
+        streams = await Streams.connect(lab.client, config, container, record=tmp_path / "record")
+        await lab.start(container)
+        streams.follow(None)
+        await until(lambda: (tmp_path / "out").read_bytes().endswith(b"rking"))
+        await streams.close()
+        streams = await Streams.resume(lab.client, config, container, record=tmp_path / "record")
+        following = streams.follow(None)
+        engine.cli("exec", container, "touch", "/told")
+        await soon(following)
+    finally:
+        await lab.remove(container)
+    assert (tmp_path / "out").read_bytes() == b"\xff\xfe\xfd\nt\xc3\xa4xt\nW\xf6rkingdone\nend\n"
+    assert not caplog.records
+
+
 async def test_a_write_that_could_not_be_noted_any_more_is_not_repeated(lab: Lab, tmp_path: Path) -> None:
     from cameleer.drivers.docker.streams.position import Position
 
@@ -510,7 +592,7 @@ async def test_a_write_that_could_not_be_noted_any_more_is_not_repeated(lab: Lab
             (tmp_path / "out").write_bytes(text[:written])
             position = Position.open(tmp_path / "record")
             position.begin_again(0)
-            position.delivered(1, noted)
+            position.delivered(1, text[:noted])
             position.about_to_write(1, noted, 300)
             position.close()
             streams = await Streams.resume(lab.client, config, container, record=tmp_path / "record")
@@ -573,6 +655,93 @@ async def test_a_container_whose_log_rotates_is_attached_to_again(lab: Lab, engi
     assert (tmp_path / "out").read_bytes() == numbered(1, 12)
 
 
+async def test_a_container_that_is_paused_when_the_host_comes_back_is_followed_on(
+    lab: Lab, engine: Engine, tmp_path: Path
+) -> None:
+    config = shell(WHEN_TOLD % "echo one; echo two", **to_files(tmp_path))
+    container = await lab.create(config, driver="local")
+    try:
+        await lab.start(container)
+        await until(lambda: engine.out("logs", container) == "one\ntwo")
+        engine.cli("pause", container)
+        streams = await Streams.resume(lab.client, config, container, record=tmp_path / "record")
+        following = streams.follow(None)
+        await until(lambda: (tmp_path / "out").read_bytes().startswith(b"one\ntwo\n"))
+        engine.cli("unpause", container)
+        engine.cli("exec", container, "touch", "/told")
+        await soon(following)
+    finally:
+        await lab.remove(container)
+    assert (tmp_path / "out").read_bytes() == b"one\ntwo\ndone\nend\n"
+
+
+class Relay:
+    """Between the engine and us; an attached connection can be held up, and cut."""
+
+    def __init__(self, path: Path, engine: Engine) -> None:
+        self.address = f"unix://{path}"
+        self.flows = asyncio.Event()
+        self.flows.set()
+        self._paths = path, engine.address.removeprefix("unix://")
+        self._attached: list[asyncio.StreamWriter] = []
+        self._open = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        async with await asyncio.start_unix_server(self._accept, self._paths[0]):
+            yield
+            await until(lambda: not self._open)
+
+    def cut(self) -> None:
+        for each in self._attached:
+            each.transport.abort()
+        self.flows.set()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        engine_reader, engine_writer = await asyncio.open_unix_connection(self._paths[1])
+        engine_writer.write(head)
+        attached = b"/attach" in head
+        if attached:
+            self._attached += [writer, engine_writer]
+        self._open += 1
+        await asyncio.gather(
+            self._pump(reader, engine_writer, held=False), self._pump(engine_reader, writer, held=attached)
+        )
+        self._open -= 1
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held: bool) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if held:
+                    await self.flows.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@pytest.mark.parametrize("driver", ["json-file", "local"])
+async def test_a_connection_that_is_cut_costs_no_output(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, driver: str
+) -> None:
+    relay = Relay(tmp_path / "relay", engine)
+    async with relay.serving():
+        lab = Lab(engine, relay.address)
+        script = WHEN_TOLD % "i=0; while [ $i -lt 30 ]; do i=$((i+1)); echo line $i; usleep 50000; done"
+        async with lab.running(shell(script, **to_files(tmp_path)), driver=driver) as (_, container, following):
+            await until(lambda: b"line 5\n" in (tmp_path / "out").read_bytes())
+            relay.flows.clear()
+            await until(lambda: engine.out("logs", container).endswith("line 30"))
+            relay.cut()
+            await until(lambda: (tmp_path / "out").read_bytes().endswith(b"line 30\n"))
+            engine.cli("exec", container, "touch", "/told")
+            await soon(following)
+        await lab.client.close()
+    assert (tmp_path / "out").read_bytes() == numbered(1, 30) + b"done\nend\n"
+    assert "the rest comes from the log" in caplog.text
+    assert "lacks" not in caplog.text
+
+
 async def test_output_goes_on_when_the_engine_was_killed_and_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -585,7 +754,7 @@ async def test_output_goes_on_when_the_engine_was_killed_and_is_back(
             engine.start()
             await soon(following)
         await lab.client.close()
-        assert "what was on its way is lost" in caplog.text
+        assert "without what an engine that died held" in caplog.text
         found = (tmp_path / "out").read_bytes().splitlines()
         assert len(found) == len(set(found)), "something came twice"
         assert found[-1] == b"line 40"

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from engine import Engine, needs_engine
 from cameleer.drivers.docker.client.endpoint import Endpoint
 from cameleer.drivers.docker.client.http import Client
 from cameleer.drivers.docker.streams import session as session_module
+from cameleer.drivers.docker.streams.intake import REST
 from cameleer.drivers.docker.streams.session import DockerExecSession
 from cameleer.errors import CommandNotExecutable, CommandNotFound, DriverError, StartError
 
@@ -44,6 +45,15 @@ class Box:
                     words = (each / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
                     found.append(words.decode())
         return [each for each in found if each]
+
+    def written(self) -> int:
+        """Bytes that the processes in the container have written so far."""
+        total = 0
+        for each in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                if int(each.name) and self.id in (each / "cgroup").read_text():
+                    total += int((each / "io").read_text().split()[3])
+        return total
 
     async def close(self) -> None:
         await self.client.close()
@@ -203,6 +213,36 @@ async def test_unread_output_holds_up_the_command_and_is_complete_when_read(box:
         await asyncio.sleep(0.5)
         assert any("head" in each for each in box.commands()), "the command was not held up"
         assert (await everything(session))[1] == bytes(4_000_000) + b"end\n"
+
+
+async def test_children_who_write_on_after_the_command_ended_are_held_up(box: Box) -> None:
+    async with await box.exec("sh", "-c", "yes & sleep 0.2") as session:
+        before, written = -1, 0
+        async with asyncio.timeout(PATIENCE_S):
+            while written != before or written < REST:
+                before, written = written, box.written()
+                await asyncio.sleep(0.5)
+                assert written < 3 * REST, "nobody holds it up"
+        found = 0
+        async with aclosing(session.output()) as output:
+            async for _, data in output:
+                found += len(data)
+                if found > 2 * REST:
+                    break
+
+
+async def test_wait_returns_when_the_driver_is_closed(box: Box) -> None:
+    client = Client(Endpoint(url=box.engine.address, source="test"))
+    session = await DockerExecSession.start(client, box.id, ["sleep", "2222"])
+    waiting = asyncio.create_task(session.wait())
+    await asyncio.sleep(0.1)
+    await client.close()
+    async with asyncio.timeout(PATIENCE_S):
+        end = await waiting
+    assert end.exit_code is None
+    assert end.error is not None
+    assert "closed" in end.error
+    await session.aclose()
 
 
 async def test_the_container_may_end_under_a_session(box: Box) -> None:
