@@ -56,6 +56,9 @@ class RawExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     :ivar parent: group inside our own in which the tasks' groups are made.
     :ivar leave_group: this process may be moved into a leaf of its delegated part of the tree (version 2), without
         which no group can be made there; not for a library in somebody's process.
+    :ivar idle_after: of a group: once its CPU counter has stood still for so long, the rest is read every ``refresh``
+        only: ``3s``, or seconds; below 3 s ``memory.stat`` may lag behind.
+    :ivar refresh: how old the figures of a group that does nothing may get: ``30s``, or seconds.
     """
 
     accounting: Literal["auto", "cgroup", "procfs"] = "auto"
@@ -63,6 +66,8 @@ class RawExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     process_stats_ttl: str = "5s"
     parent: str = "cameleer"
     leave_group: bool = False
+    idle_after: str = "3s"
+    refresh: str = "30s"
 
 
 class RawExecTask(GroupedTask):
@@ -196,7 +201,7 @@ class RawExec(Driver):
 
     def __init__(self, config: RawExecConfig, node: NodeInfo) -> None:
         super().__init__(config, node)
-        self._ttl_s = _ttl_s(config)
+        self._ttl_s, self._idle_after_s, self._refresh_s = _durations_s(config)
         self._supervisors: Supervisors | None = None
         self._groups: TaskGroups | None = None
         self._mode: CgroupMode | None = None
@@ -227,8 +232,18 @@ class RawExec(Driver):
             from cameleer.drivers.supervisor.groups import TaskGroups, cgroups_of
 
             cgroups = cgroups_of(self.node, self.mode, driver=self.name, move_ourselves=self.config.leave_group)
-            self._groups = TaskGroups(self.supervisors, cgroups)
+            self._groups = TaskGroups(
+                self.supervisors, cgroups, idle_after_s=self._idle_after_s, refresh_s=self._refresh_s
+            )
         return self._groups
+
+    def _obstacle(self) -> tuple[str, str]:
+        """Why no group can be made, and what would help; both empty: one can."""
+        if not self.mode.must_move:
+            return self.mode.reason, self.mode.remedy
+        from cameleer.drivers.cgroup.group import obstacle
+
+        return obstacle(self.mode, may_move=self.config.leave_group)
 
     def counters(self, pid: int, *, include_root: bool) -> TreeCounters:
         """Begin to read the tree of a process; all share one scan of /proc for each sweep.
@@ -249,12 +264,13 @@ class RawExec(Driver):
 
     async def fingerprint(self) -> AsyncGenerator[Fingerprint, None]:
         """Healthy, unless a group must count each task and none can be made; says what counts them."""
-        mode, asked = self.mode, self.config.accounting
-        if asked == "cgroup" and not mode.usable:
-            hint = f"; try: {mode.remedy}" if mode.remedy else ""
-            yield Fingerprint(health="unhealthy", description=f"{mode.reason}{hint}")
+        asked = self.config.accounting
+        reason, remedy = ("", "") if asked == "procfs" else self._obstacle()
+        if asked == "cgroup" and reason:
+            hint = f"; try: {remedy}" if remedy else ""
+            yield Fingerprint(health="unhealthy", description=f"{reason}{hint}")
         else:
-            by = "cgroup" if asked != "procfs" and mode.usable else "procfs"
+            by = "procfs" if asked == "procfs" or reason else "cgroup"
             yield Fingerprint(attributes={"accounting": (by, "")})
 
     async def close(self) -> None:
@@ -283,7 +299,7 @@ class RawExec(Driver):
         :raises StartRecoverable: no processes, descriptors or disk space are left now.
         """
         accounting = self.config.accounting
-        if accounting == "cgroup" or (accounting == "auto" and self.mode.usable):
+        if accounting == "cgroup" or (accounting == "auto" and not self._obstacle()[0]):
             try:
                 return await self._start_in_group(task)
             except NotInGroup as exc:
@@ -354,10 +370,10 @@ class RawExec(Driver):
             await self.supervisors.remove_leftover(leftover)
 
 
-def _ttl_s(config: RawExecConfig) -> float:
+def _durations_s(config: RawExecConfig) -> tuple[float, ...]:
     from cameleer.schema import duration_s
 
-    return duration_s(config.process_stats_ttl, "process_stats_ttl")
+    return tuple(duration_s(getattr(config, name), name) for name in ("process_stats_ttl", "idle_after", "refresh"))
 
 
 def _joined(counted: Counters, seen: Counters, *, per_process: bool) -> Counters:

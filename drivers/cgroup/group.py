@@ -139,6 +139,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         limits.apply(plan, folders, v1.put if self.paths.version == 1 else None)
         if self.paths.version == 2 and resources.cpuset_cpus is not None:
             v2.confirm_cpus(folders["cpuset"], resources.cpuset_cpus)
+        if "unified" in self.own and any(each.file == "memory.low" for each in plan):
+            v2.protect(os.path.dirname(self.own["unified"]))
 
     def _folders_of_controllers(self, folder: str) -> dict[str, str]:
         try:
@@ -201,6 +203,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         if self.own:
             removal.remove(self, timeout_s)
             _prune(self.own.values())
+            if "unified" in self.own and not self.plain:
+                v2.protect(os.path.dirname(self.own["unified"]), less=True)
         for name in self.joined - self.shared:
             for folder in reversed(kernel.nested(self.paths.folders[name])):
                 kernel.remove(folder)
@@ -297,21 +301,32 @@ class Cgroups:
         key = "unified" if self._is_unified else "freezer"
         return next((each for each in self.all() if each.paths.folders[key] == folder), None)
 
-    def restore(self, paths: GroupPaths, joined: Iterable[str] = ()) -> Group:
-        """A group from what was kept of it, :attr:`Group.paths` and :attr:`Group.joined`.
+    def restore(
+        self, paths: GroupPaths, joined: Iterable[str] = (), shared: Iterable[str] | None = None, parent: str = ""
+    ) -> Group:
+        """A group from what was kept of it: :attr:`Group.paths`, :attr:`Group.joined`, :attr:`Group.shared`.
 
-        :raises ConfigError: a folder is not below our parent, and so not ours.
+        :param shared: None: nobody knows, so all that it joined.
+        :param parent: our parent when it was made, which need not be today's; empty: it is.
+        :raises ConfigError: a folder is not below that parent, and so not ours.
         """
         strangers = frozenset(joined)
         for controller, folder in paths.folders.items():
-            if controller not in strangers and not self._may_be_ours(controller, folder):
-                parent = self.mode.parents().get(controller)
-                raise ConfigError(f"the group {folder!r} is not ours: it is not below {parent}")
+            if controller not in strangers and not self._may_be_ours(controller, folder, parent):
+                where = (
+                    f"{self.mode.mounts.get(controller)}/…/{parent}" if parent else self.mode.parents().get(controller)
+                )
+                raise ConfigError(f"the group {folder!r} is not ours: it is not below {where}")
         if paths.version == 1 and "freezer" not in paths.folders:
             raise ConfigError(f"a group of version 1 without a freezer: {paths!r}")
         key = "unified" if paths.version == 2 else "freezer"
-        name = self._shown(paths.folders[key], key)
-        return Group(name=name, paths=paths, joined=strangers, shared=strangers, plain=self.plain)
+        return Group(
+            name=self._shown(paths.folders[key], key),
+            paths=paths,
+            joined=strangers,
+            shared=strangers if shared is None else strangers & frozenset(shared),
+            plain=self.plain,
+        )
 
     def all(self) -> list[Group]:
         """Every group of this node, whichever host made it: for finding what was left over."""
@@ -350,12 +365,15 @@ class Cgroups:
         paths = GroupPaths(version=self.mode.version, folders=folders)
         return Group(name=self._shown(folders[key], key), paths=paths, plain=self.plain)
 
-    def _may_be_ours(self, controller: str, folder: str) -> bool:
-        """The folder is ``<parent>/<node>/<task>``; the parent of one that only counts may be anywhere."""
-        base, _, tail = folder.rpartition(f"/{self.mode.parent}/")
+    def _may_be_ours(self, controller: str, folder: str, parent: str) -> bool:
+        """The folder is ``<parent>/<node>/<task>``; a parent of one's own time, and of one that only counts, anywhere.
+
+        :param parent: empty: today's.
+        """
+        base, _, tail = folder.rpartition(f"/{parent or self.mode.parent}/")
         if os.path.normpath(folder) != folder or tail.count("/") != 1:
             return False
-        if self.plain:
+        if self.plain or parent:
             mount = self.mode.mounts.get(controller)
             return mount is not None and f"{base}/".startswith(f"{mount}/")
         return base == self.mode.bases.get(controller)
@@ -429,7 +447,7 @@ class Cgroups:
             try:
                 if not self._handed_down(node):
                     for each in levels:
-                        kernel.make(each)
+                        v2.make_level(each)
                         v2.enable(each, self._controllers)
                     self._controllers = v2.enabled(node)  # without those that the kernel refuses
                 if not kernel.make(folder):
@@ -451,15 +469,12 @@ class Cgroups:
             return False
 
     def _leave(self, base: str) -> None:
+        reason, remedy = obstacle(self.mode, may_move=self._move_ourselves)
+        if reason:
+            raise NotSupported(f"no groups can be made: {reason} (try: {remedy})")
         inside = kernel.members(base)
-        if not inside or v2.enabled(base):
-            return
-        if not self._move_ourselves:
-            raise NotSupported(
-                f"this process is in {base} itself, so no controllers can be enabled for groups inside it; "
-                f"allow it to be moved into {base}/{OWN_LEAF} (move_ourselves), or start it in a group inside"
-            )
-        v2.leave(base, OWN_LEAF, inside)
+        if inside and not v2.enabled(base):
+            v2.leave(base, OWN_LEAF, inside)
 
     def _controllers_at(self, path: str) -> frozenset[str]:
         """Controllers of a path that was handed over.
@@ -474,6 +489,21 @@ class Cgroups:
             if inner and self.mode.version is not None and ("unified" in inner) == (self.mode.version == 2):
                 return inner
         raise ConfigError(f"TaskConfig.cgroup_path is {path!r}: it must be the folder of a group, below its mount")
+
+
+def obstacle(mode: CgroupMode, *, may_move: bool) -> tuple[str, str]:
+    """Why this process can make no group now, and what would help; both empty: it can.
+
+    :param may_move: it may be moved into a leaf, see :class:`Cgroups`.
+    """
+    base = mode.bases.get("unified", "")
+    if mode.usable and mode.must_move and not may_move and kernel.members(base) and not v2.enabled(base):
+        return (
+            f"this process is in {base} itself, so no controllers can be enabled for groups inside it",
+            f"leave_group = true in the driver's settings, which moves it into {base}/{OWN_LEAF}, "
+            "or start it in a group inside",
+        )
+    return mode.reason, mode.remedy
 
 
 def _check(resources: Resources | None) -> None:

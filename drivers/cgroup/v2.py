@@ -6,14 +6,21 @@ own process has to leave the subtree's root for a leaf, once; that is done only 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import time
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from cameleer.drivers.cgroup import kernel
+from cameleer.drivers.cgroup.mode import DEFAULT_PARENT
 from cameleer.errors import ConfigError, NotSupported
+
+_OURS: Final = "user.cameleer"
+"""Attribute of the levels that we made."""
+_TRIES: Final = 50
 
 
 def enable(folder: str, controllers: Iterable[str]) -> None:
@@ -42,6 +49,69 @@ def enable(folder: str, controllers: Iterable[str]) -> None:
                 raise NotSupported(_busy(folder)) from exc
             if exc.errno not in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
                 raise
+
+
+def make_level(folder: str) -> None:
+    """Make a level above tasks' groups, if it is not there, and mark it as ours.
+
+    :raises OSError: the level above is missing, no permission.
+    """
+    if kernel.make(folder):
+        with contextlib.suppress(OSError):  # before Linux 5.7
+            os.setxattr(folder, _OURS, b"1")
+
+
+def protect(node: str, *, less: bool = False) -> None:
+    """Let the ``memory.low`` of the groups in a node's folder hold: no group is protected beyond what those above are.
+
+    The folder, and the levels above that we made, get the sum of those inside: with more than that, where the mount has
+    ``memory_recursiveprot``, all other groups inside would be protected too. Levels of others stay as they are.
+
+    :param less: a group has gone: nothing to do where nothing was protected.
+    :raises OSError: no permission.
+    """
+    level = node
+    while level == node or _is_ours(level):
+        try:
+            _add_up(level, less=less)
+        except OSError as exc:
+            if exc.errno not in kernel.GONE:  # the level is, or has no memory controller
+                raise
+        level = os.path.dirname(level)
+
+
+def _is_ours(level: str) -> bool:
+    try:
+        return bool(os.getxattr(level, _OURS))
+    except OSError:
+        return os.path.basename(level) == DEFAULT_PARENT
+
+
+def _add_up(folder: str, *, less: bool) -> None:
+    """Set what a level is protected by; until it is right, since others may do so too."""
+    path = f"{folder}/memory.low"
+    for _ in range(_TRIES):
+        now = kernel.read(path).strip()
+        if less and now == "0":
+            return
+        wanted = _sum(_low(each) for each in kernel.children(folder))
+        if now == wanted:
+            return
+        kernel.write(path, wanted)
+
+
+def _low(folder: str) -> str:
+    try:
+        return kernel.read(f"{folder}/memory.low").strip()
+    except OSError as exc:
+        if exc.errno in kernel.GONE:
+            return "0"
+        raise
+
+
+def _sum(amounts: Iterable[str]) -> str:
+    found = list(amounts)
+    return "max" if "max" in found else str(sum(map(int, found)))
 
 
 def enabled(folder: str) -> frozenset[str]:

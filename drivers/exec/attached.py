@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final, Literal, cast
 
+import msgspec
+
 from cameleer.config import TaskConfig
 from cameleer.driver import AttachedTask, Tick
 from cameleer.drivers.cgroup.paths import GroupPaths
@@ -27,13 +29,13 @@ _LOOK_S: Final = 0.5
 class AttachedGroup(AttachedTask):
     """A group until it is removed."""
 
-    def __init__(self, config: TaskConfig, paths: GroupPaths) -> None:
+    def __init__(self, config: TaskConfig, paths: GroupPaths, **reading: float) -> None:
         from cameleer.drivers.cgroup.reader import CgroupCounters
 
         super().__init__(config)
         self._paths = paths
-        make = cast("Callable[[GroupPaths], CgroupCounters]", CgroupCounters)  # which makes the form for the version
-        self._counters = make(paths)
+        make = cast("Callable[..., CgroupCounters]", CgroupCounters)  # which makes the form for the version
+        self._counters = make(paths, **reading)
 
     def what(self) -> str:
         """A group, by its path."""
@@ -46,18 +48,24 @@ class AttachedGroup(AttachedTask):
         return Exit(error="somebody else's group was removed: nobody here knows how its processes ended")
 
     def read(self, tick: Tick) -> Counters:
-        """Count what the group holds."""
-        return self._counters.read(tick)
+        """Count what the group holds, and list its processes on request."""
+        counted = self._counters.read(tick)
+        if not tick.per_process:
+            return counted
+        from cameleer.drivers.cgroup.rows import rows
+
+        return msgspec.structs.replace(counted, per_process=rows(next(iter(self._paths.folders.values()))))
 
     async def destroy(self, force: bool = False) -> None:
         """Let go of it; it is not touched."""
         self._counters.close()
 
 
-def attached(ref: str, mode: CgroupMode) -> AttachedGroup:
+def attached(ref: str, mode: CgroupMode, **reading: float) -> AttachedGroup:
     """Begin to measure a group.
 
     :param ref: ``cgroup:`` and its path as in ``/proc/PID/cgroup``.
+    :param reading: ``idle_after_s`` and ``refresh_s``, as the reader has them.
     :raises TaskNotFound: there is no such group, or that is no path of one.
     """
     path = ref.removeprefix(PREFIX)
@@ -72,5 +80,7 @@ def attached(ref: str, mode: CgroupMode) -> AttachedGroup:
     if not folders:
         raise TaskNotFound(f"there is no group {path}")
     return AttachedGroup(
-        TaskConfig(name=path.strip("/").replace("/", ".") or "root"), GroupPaths(version=version, folders=folders)
+        TaskConfig(name=path.strip("/").replace("/", ".") or "root"),
+        GroupPaths(version=version, folders=folders),
+        **reading,
     )

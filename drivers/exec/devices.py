@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from cameleer.config import Device
-from cameleer.errors import StartError
+from cameleer.errors import StartError, StartRecoverable
 
 _CONTROLLER: Final = "devices"
+_TRIES: Final = 50
 _ALWAYS: Final = (
     *("c *:* m", "b *:* m"),  # making a node gives no access to what is behind it
     *("c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm"),  # null, zero, full, random, urandom
@@ -69,14 +70,37 @@ def make(path: str, allowed: Sequence[str]) -> None:
     """Make the group and write its list.
 
     :raises StartError: the kernel refuses.
+    :raises StartRecoverable: a group of that name is there.
     """
     try:
-        os.makedirs(path)
+        _make_folder(path)
         _write(f"{path}/devices.deny", "a")
         for line in allowed:
             _write(f"{path}/devices.allow", line)
     except OSError as exc:
         raise StartError(f"cannot limit the task's devices in {path}: {exc.strerror}") from exc
+
+
+def _make_folder(path: str) -> None:
+    """Make it with the folders above, which the end of another task may take away between two steps of ours.
+
+    :raises OSError: the kernel refuses.
+    :raises StartRecoverable: it is there.
+    """
+    above = os.path.dirname(path)
+    for _ in range(_TRIES):
+        try:
+            os.makedirs(above, exist_ok=True)
+        except (FileNotFoundError, FileExistsError):  # also says this of one that was there, and has gone since
+            continue
+        try:
+            os.mkdir(path)
+        except FileExistsError as exc:
+            raise StartRecoverable(f"a list of devices of that name is there: {path}; another task left it") from exc
+        except FileNotFoundError:
+            continue
+        return
+    raise StartRecoverable(f"the folder {above} was removed again and again")
 
 
 def remove(path: str) -> None:

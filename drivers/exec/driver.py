@@ -21,6 +21,7 @@ from cameleer.drivers.exec.settings import ExecConfig, ExecTaskConfig
 from cameleer.drivers.exec.task import ExecTask
 from cameleer.drivers.supervisor.groups import TaskGroups, cgroups_of
 from cameleer.errors import ConfigError
+from cameleer.schema import duration_s
 
 if TYPE_CHECKING:
     from cameleer.drivers.cgroup.group import Group
@@ -62,6 +63,8 @@ class Exec(Driver):
 
     def __init__(self, config: ExecConfig, node: NodeInfo) -> None:
         super().__init__(config, node)
+        self._idle_after_s = duration_s(config.idle_after, "idle_after")
+        self._refresh_s = duration_s(config.refresh, "refresh")
         self._supervisors: Supervisors | None = None
         self._groups: ExecGroups | None = None
 
@@ -79,12 +82,14 @@ class Exec(Driver):
         """The groups of this driver's tasks."""
         if self._groups is None:
             made = cgroups_of(self.node, detect(self.config.parent), move_ourselves=self.config.leave_group)
-            self._groups = ExecGroups(self.supervisors, made)
+            self._groups = ExecGroups(
+                self.supervisors, made, idle_after_s=self._idle_after_s, refresh_s=self._refresh_s
+            )
         return self._groups
 
     async def fingerprint(self) -> AsyncGenerator[Fingerprint, None]:
         """Healthy where groups can be made; else the reason, and the command that would help."""
-        yield _fingerprint(detect(self.config.parent))
+        yield _fingerprint(detect(self.config.parent), may_move=self.config.leave_group)
 
     async def close(self) -> None:
         """Let go of all tasks, which live on where a later host can find them; finish what was being cleared up."""
@@ -129,7 +134,7 @@ class Exec(Driver):
         """
         from cameleer.drivers.exec.attached import attached
 
-        return attached(ref, detect(self.config.parent))
+        return attached(ref, detect(self.config.parent), idle_after_s=self._idle_after_s, refresh_s=self._refresh_s)
 
     async def leftovers(self, claimed: Collection[str]) -> Sequence[Leftover]:
         """Find what supervisors that were killed left behind: processes, records, groups."""
@@ -238,13 +243,16 @@ def _device(target: str) -> str:
     return target
 
 
-def _fingerprint(mode: CgroupMode) -> Fingerprint:
+def _fingerprint(mode: CgroupMode, *, may_move: bool = False) -> Fingerprint:
+    from cameleer.drivers.cgroup.group import obstacle
+
     attributes: dict[str, tuple[str | int | float | bool, str]] = {"cgroup.mode": (str(mode.mode), "")}
     if mode.version is not None:
         attributes["cgroup.version"] = (mode.version, "")
         attributes["cgroup.controllers"] = (",".join(sorted(mode.controllers)), "")
     attributes["devices.enforced"] = (mode.version == 1 and devices.mount_point() is not None, "")
-    if mode.usable:
+    reason, remedy = obstacle(mode, may_move=may_move)
+    if not reason:
         return Fingerprint(attributes=attributes)
-    hint = f"; try: {mode.remedy}" if mode.remedy else ""
-    return Fingerprint(health="unhealthy", description=f"{mode.reason}{hint}", attributes=attributes)
+    hint = f"; try: {remedy}" if remedy else ""
+    return Fingerprint(health="unhealthy", description=f"{reason}{hint}", attributes=attributes)

@@ -18,6 +18,9 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     :ivar pid_mode: where a task says nothing: ``private``: a namespace of processes of its own; ``host``; empty:
         private as root.
     :ivar ipc_mode: the same of semaphores, shared memory and message queues.
+    :ivar idle_after: once a task's CPU counter has stood still for so long, the rest is read every ``refresh`` only:
+        ``3s``, or seconds; below 3 s ``memory.stat`` may lag behind.
+    :ivar refresh: how old the figures of a task that does nothing may get: ``30s``, or seconds.
     """
 
     parent: str = "cameleer"
@@ -25,6 +28,8 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     chroot_paths: dict[str, str] = {}
     pid_mode: Literal["", "private", "host"] = ""
     ipc_mode: Literal["", "private", "host"] = ""
+    idle_after: str = "3s"
+    refresh: str = "30s"
 
 
 class ExecTaskConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

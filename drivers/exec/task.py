@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cameleer.drivers.supervisor.grouped import GroupedTask
 
 if TYPE_CHECKING:
@@ -15,8 +17,13 @@ class ExecTask(GroupedTask):
     """A command in a group of its own."""
 
     def read(self, tick: Tick) -> Counters:
-        """Count the task's group; in the event loop, as its end is read.
+        """Count the task's group, and list its processes on request; in the event loop, as its end is read.
 
         :raises UnrecoverableError: the group is gone.
         """
-        return self.read_group(tick)
+        counted = self.read_group(tick)
+        if not tick.per_process:
+            return counted
+        from cameleer.drivers.cgroup.rows import rows
+
+        return msgspec.structs.replace(counted, per_process=rows(self.group.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -19,6 +20,7 @@ from cameleer.usage import NO_IO, NO_MEMORY, CpuUsage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cameleer.drivers.cgroup.baseline import Baseline
     from cameleer.drivers.cgroup.group import Group
     from cameleer.drivers.cgroup.paths import GroupPaths
     from cameleer.drivers.cgroup.reader import CgroupCounters
@@ -32,15 +34,33 @@ class NamedGroup(NamedTuple):
 
     :ivar paths: None: it has none, or nobody knows.
     :ivar joined: controllers whose folder somebody else made.
+    :ivar shared: of these, the ones that are not this task's alone; None: nobody knows.
+    :ivar parent: our parent group when it was made; empty: nobody knows.
+    :ivar before: what a joined group had counted when the task began; None: nothing.
     """
 
     paths: GroupPaths | None = None
     joined: tuple[str, ...] = ()
+    shared: tuple[str, ...] | None = None
+    parent: str = ""
+    before: Baseline | None = None
+
+    @property
+    def folder(self) -> str:
+        """The folder that stands for the group, with all its processes; empty: it has none."""
+        folders = {} if self.paths is None else self.paths.folders
+        return folders.get("freezer") or next(iter(folders.values()), "")
 
     @classmethod
-    def of(cls, group: Group) -> NamedGroup:
+    def of(cls, group: Group, parent: str, before: Baseline | None = None) -> NamedGroup:
         """From the group itself."""
-        return cls(paths=group.paths, joined=tuple(sorted(group.joined)))
+        return cls(
+            paths=group.paths,
+            joined=tuple(sorted(group.joined)),
+            shared=tuple(sorted(group.shared)),
+            parent=parent,
+            before=before,
+        )
 
     @classmethod
     def kept_in(cls, state: bytes) -> NamedGroup | None:
@@ -51,14 +71,31 @@ class NamedGroup(NamedTuple):
         if len(parts) < 3:
             return None
         found = msgspec.json.decode(parts[2])
-        version, folders, joined = found["version"], found["folders"], found["joined"]
-        return cls(paths=GroupPaths(version=version, folders=folders), joined=tuple(joined))
+        shared, before = found.get("shared"), found.get("before")  # older states have none
+        if before:
+            from cameleer.drivers.cgroup.baseline import Baseline
+
+            before = Baseline.kept_in(before)
+        return cls(
+            paths=GroupPaths(version=found["version"], folders=found["folders"]),
+            joined=tuple(found["joined"]),
+            shared=None if shared is None else tuple(shared),
+            parent=found.get("parent", ""),
+            before=before,
+        )
 
     def kept(self) -> bytes:
         """For ``driver_state``."""
         if self.paths is None:
             return b""
-        found = {"version": self.paths.version, "folders": dict(self.paths.folders), "joined": self.joined}
+        found = {
+            "version": self.paths.version,
+            "folders": dict(self.paths.folders),
+            "joined": self.joined,
+            "shared": self.shared,
+            "parent": self.parent,
+            "before": None if self.before is None else self.before.kept(),
+        }
         return b" " + msgspec.json.encode(found)
 
 
@@ -76,6 +113,9 @@ class GroupedTask(SupervisedTask):
         self._groups = groups
         self._counters: CgroupCounters | None = None
         self._is_closed = False
+        self._is_ending = False
+        self._is_removed = False
+        self._stays = False
 
     def keep_state(self, supervisor: int, start: int) -> None:
         """Note who looks after it, and where its group is."""
@@ -89,18 +129,25 @@ class GroupedTask(SupervisedTask):
         """
         if self._counters is None:
             self._counters = self._open()
-        return self._counters.read(tick)
+        counted = self._counters.read(tick)
+        return counted if self.group.before is None else self.group.before.since(counted)
 
     def _open(self) -> CgroupCounters:
         from cameleer.drivers.cgroup.reader import CgroupCounters
 
-        if self.group.paths is None or self._is_closed:
+        if self.group.paths is None or self._is_closed or self._groups is None:
             raise UnrecoverableError(f"the group of task {self.config.id} is not known")
-        make = cast("Callable[[GroupPaths], CgroupCounters]", CgroupCounters)  # which makes the form for the version
-        return make(self.group.paths)
+        make = cast("Callable[..., CgroupCounters]", CgroupCounters)  # which makes the form for the version
+        return make(
+            self.group.paths,
+            idle_after_s=self._groups.idle_after_s,
+            refresh_s=self._groups.refresh_s,
+            network_pid=None if self._is_ending else _in_another_network(self.pid),
+        )
 
     def ended(self, end: Exit) -> None:
         """Keep the end, with what the group counted over the whole run."""
+        self._is_ending = True  # its pid may be another's by now
         if self.end is None and self.group.paths is not None and self.driver_state:  # else it never ran
             end = self._with_counters(end)
         super().ended(end)
@@ -119,13 +166,18 @@ class GroupedTask(SupervisedTask):
         return dataclasses.replace(end, counters=counters, oom_killed=None if kills is None else kills > 0)
 
     async def destroy(self, force: bool = False) -> None:
-        """End it, remove its group, and let go of what it was read from."""
-        if self._destroyed:
+        """End it, remove its group, and let go of what it was read from.
+
+        Again, where the group could not be removed, to try that again.
+        """
+        if self._is_removed:
             return
-        leaves = self._left > 0 and self.config.leave_rest and self.is_supervised
+        if not self._destroyed:
+            self._stays = self._left > 0 and self.config.leave_rest and self.is_supervised
         await super().destroy(force)
         if self._groups is not None:
-            await self._groups.remove(self.group, if_empty=leaves)  # else it goes with the rest, by the supervisor
+            await self._groups.remove(self.group, if_empty=self._stays)  # else it goes with the rest, by the supervisor
+        self._is_removed = True
 
     def let_go(self) -> None:
         """Close the connection and the group's files."""
@@ -137,6 +189,15 @@ class GroupedTask(SupervisedTask):
         self._is_closed = True
         if self._counters is not None:
             self._counters.close()
+
+
+def _in_another_network(pid: int) -> int | None:
+    """This process, if it is in a network namespace that is not ours."""
+    try:
+        own, ours = (os.readlink(f"/proc/{each}/ns/net") for each in (pid, "self"))
+    except OSError:  # it has ended, or is another user's
+        return None
+    return None if own == ours else pid
 
 
 def _completed(counters: Counters, waited: Counters) -> Counters:

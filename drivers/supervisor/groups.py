@@ -18,8 +18,10 @@ from cameleer.threads import Pool
 if TYPE_CHECKING:
     from cameleer.config import TaskConfig
     from cameleer.driver import Leftover
+    from cameleer.drivers.cgroup.baseline import Baseline
     from cameleer.drivers.cgroup.group import Cgroups, Group
     from cameleer.drivers.cgroup.mode import CgroupMode
+    from cameleer.drivers.cgroup.paths import GroupPaths
     from cameleer.drivers.supervisor.confinement import Confinement
     from cameleer.drivers.supervisor.grouped import GroupedTask
     from cameleer.drivers.supervisor.supervisors import Supervisors
@@ -32,6 +34,8 @@ T = TypeVar("T")
 
 _THREADS: Final = 4
 _GROUP: Final = "group:"
+_COUNTERS: Final = frozenset({"unified", "cpu", "cpuacct", "memory", "blkio"})
+"""Controllers whose groups count on from one task to the next."""
 
 
 class TaskGroups:
@@ -40,10 +44,16 @@ class TaskGroups:
     A driver that makes more for a task than its group derives from it.
 
     :ivar cgroups: makes and finds the groups themselves.
+    :ivar idle_after_s: as :class:`~cameleer.drivers.cgroup.reader.CgroupCounters` has it.
+    :ivar refresh_s: likewise.
     """
 
-    def __init__(self, supervisors: Supervisors, cgroups: Cgroups) -> None:
+    def __init__(
+        self, supervisors: Supervisors, cgroups: Cgroups, *, idle_after_s: float = 3.0, refresh_s: float = 30.0
+    ) -> None:
         self.cgroups = cgroups
+        self.idle_after_s = idle_after_s
+        self.refresh_s = refresh_s
         self._supervisors = supervisors
         self._pool: Pool | None = None
         self._clearing: set[asyncio.Task[None]] = set()
@@ -80,9 +90,13 @@ class TaskGroups:
         :raises DriverError: as the supervisors and what makes the group.
         """
         made = await self.in_thread(group, self._clear_up)
-        named, key = NamedGroup.of(made), folder_of(made)
+        key = folder_of(made)
         self._starting.add(key)
         try:
+            named = self._named(made)
+            if made.joined & _COUNTERS:
+                before = await self.in_thread(lambda: _counted(made))
+                named = named._replace(before=before)
             return await self._supervisors.start(
                 task,
                 lambda config, supervisors, folder: make(config, supervisors, folder, self, named),
@@ -100,6 +114,9 @@ class TaskGroups:
             raise
         finally:
             self._starting.discard(key)
+
+    def _named(self, group: Group) -> NamedGroup:
+        return NamedGroup.of(group, self.cgroups.mode.parent)
 
     def _clear_up(self, group: Group) -> None:
         """Remove a group that nobody waits for any more."""
@@ -137,14 +154,14 @@ class TaskGroups:
                 found = self.cgroups.find(config.alloc_id or config.id, config.name)
             else:
                 found = self.cgroups.at(folder)
-            named = None if found is None else NamedGroup.of(found)
+            named = None if found is None else self._named(found)
         return named or NamedGroup()
 
     async def _remove_lost(self, named: NamedGroup) -> None:
         """Remove the group of a task that is gone for good, unless another run of it has taken its name."""
         if named.paths is None:
             return
-        folder = folder_of(self.cgroups.restore(named.paths, named.joined))
+        folder = folder_of(self._restored(named, named.paths))
         if folder not in self._starting | self._supervisors.groups_in_use(()):
             await self.remove(named)
 
@@ -155,9 +172,12 @@ class TaskGroups:
         :raises RecoverableError: processes did not die in time.
         """
         if named.paths is not None:
-            group = self.cgroups.restore(named.paths, named.joined)
+            group = self._restored(named, named.paths)
             if not (if_empty and group.pids()):
                 await self.in_thread(lambda: self.undo(group))
+
+    def _restored(self, named: NamedGroup, paths: GroupPaths) -> Group:
+        return self.cgroups.restore(paths, named.joined, named.shared, named.parent)
 
     # -- what is left over ---------------------------------------------------------------------------------------
 
@@ -200,3 +220,23 @@ def folder_of(group: Group) -> str:
     """The folder that stands for a group: the one that is killed as a whole."""
     folders = group.paths.folders
     return folders.get("freezer") or next(iter(folders.values()))
+
+
+def _counted(group: Group) -> Baseline:
+    """What a group has counted until now.
+
+    :raises DriverError: it is gone.
+    """
+    import time
+    from typing import cast
+
+    from cameleer.driver import Tick
+    from cameleer.drivers.cgroup.baseline import Baseline
+    from cameleer.drivers.cgroup.reader import CgroupCounters
+
+    make = cast("Callable[[GroupPaths], CgroupCounters]", CgroupCounters)  # which makes the form for the version
+    counters = make(group.paths)
+    try:
+        return Baseline.of(counters.read(Tick(time.monotonic_ns(), extended=True, fresh=True)))
+    finally:
+        counters.close()

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 from confined import needs_groups
-from supervised import handle_of, lives, raw_exec, running, shell, start, until
+from supervised import PATIENCE_S, handle_of, lives, raw_exec, running, shell, start, until
 
 from cameleer.config import Resources, Stdio, TaskConfig
 from cameleer.driver import Tick
+from cameleer.drivers.cgroup import kernel
 from cameleer.drivers.cgroup.group import Cgroups
-from cameleer.drivers.raw_exec import RawExec, RawExecTask
+from cameleer.drivers.cgroup.mode import detect
+from cameleer.drivers.raw_exec import RawExec, RawExecConfig, RawExecTask
 from cameleer.drivers.supervisor.task import NotInGroup
+from cameleer.errors import ConfigError
+from cameleer.node import detect as node_of
 
 pytestmark = needs_groups
 
@@ -33,6 +37,48 @@ try:
 except ChildProcessError:
     pass
 """
+
+NOT_LEAVING = """
+import asyncio, json, sys
+from pathlib import Path
+from cameleer.config import TaskConfig
+from cameleer.drivers.exec import Exec
+from cameleer.drivers.exec.settings import ExecConfig
+from cameleer.drivers.raw_exec import RawExec, RawExecConfig
+from cameleer.errors import DriverError
+from cameleer.node import detect
+
+async def look(driver):
+    async for found in driver.fingerprint():
+        break
+    try:
+        task = await driver.start(TaskConfig(command="/bin/true"))
+        measure = (await task.wait()).counters.memory.measure
+        await task.destroy()
+    except DriverError as error:
+        measure = str(error)
+    await driver.close()
+    return [found.health, found.description, found.attributes.get("accounting"), measure]
+
+async def main(folder, name):
+    said = []
+    for leave in (False, True):
+        for settings in ({"accounting": "auto"}, {"accounting": "cgroup"}) if name == "raw_exec" else ({},):
+            node = detect(state_dir=Path(folder), host_id="0123456789abcdef")
+            make, config = (RawExec, RawExecConfig) if name == "raw_exec" else (Exec, ExecConfig)
+            said.append(await look(make(config(leave_group=leave, **settings), node)))
+    print(json.dumps(said))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+IDLE = shell("exec sleep 60")
+
+
+def age_ns(task: RawExecTask) -> int:
+    """How old the memory figures of a reading are that is handed out now."""
+    counters = task.read(Tick(time.monotonic_ns()))
+    return 0 if counters.memory_at_ns is None else counters.at_ns - counters.memory_at_ns
 
 
 def tick(*, per_process: bool = False) -> Tick:
@@ -302,3 +348,50 @@ async def test_a_task_goes_with_its_host_and_its_group_too(tmp_path: Path) -> No
         folders = [*folders_of(ended).values(), *folders_of(lasting).values()]
         assert all(map(os.path.exists, folders))
     await until(lambda: not any(map(os.path.exists, folders)), "the groups stay")
+
+
+@pytest.mark.skipif(detect(inside=True).version != 2, reason="needs version 2")
+@pytest.mark.parametrize("name", ["raw_exec", "exec"])
+def test_in_a_group_that_it_may_not_leave_it_says_so_and_makes_none(tmp_path: Path, name: str) -> None:
+    if name == "exec" and os.geteuid() == 0:
+        pytest.skip("root makes its groups at the root of the tree")
+    scope = Path(detect(inside=True).bases["unified"], f"scope-{os.getpid()}-{os.urandom(4).hex()}")
+    scope.mkdir()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", NOT_LEAVING, str(tmp_path), name],
+            preexec_fn=lambda: (scope / "cgroup.procs").write_text("0"),
+            stdout=subprocess.PIPE,
+            timeout=PATIENCE_S * 3,
+            check=True,
+        )
+    finally:
+        for each in [*reversed(kernel.nested(str(scope))), str(scope)]:
+            kernel.remove(each)
+    said = json.loads(done.stdout)
+    staying, leaving = said[: len(said) // 2], said[len(said) // 2 :]
+    if name == "raw_exec":
+        auto = staying.pop(0)
+        assert auto[0] == "healthy"
+        assert auto[2] == ["procfs", ""]
+        assert auto[3] != "cgroup"
+    health, description, _, error = staying.pop()
+    assert health == "unhealthy"
+    assert f"this process is in {scope} itself" in description
+    assert "leave_group" in description
+    assert "leave_group" in error
+    for health, _, _, measure in leaving:
+        assert (health, measure) == ("healthy", "cgroup")
+
+
+@pytest.mark.parametrize("name", ["idle_after", "refresh"])
+def test_a_setting_that_is_no_duration_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 'soon'"):
+        RawExec(RawExecConfig(**{name: "soon"}), node_of())
+
+
+async def test_how_old_the_figures_of_an_idle_task_may_get_can_be_set(tmp_path: Path) -> None:
+    async with raw_exec(tmp_path, idle_after="0s", refresh="1h") as driver, running(driver, IDLE) as task:
+        await until(lambda: age_ns(task) > 0, "they are read anew although nothing changed")
+    async with raw_exec(tmp_path, idle_after="1h", refresh="1h") as driver, running(driver, IDLE) as task:
+        assert {age_ns(task) for _ in range(50)} == {0}

@@ -37,7 +37,7 @@ import json, os, sys
 from pathlib import Path
 from cameleer.config import Resources
 from cameleer.drivers.cgroup import limits  # now: nobody may not reach it then
-from cameleer.drivers.cgroup.group import Cgroups
+from cameleer.drivers.cgroup.group import Cgroups, obstacle
 from cameleer.drivers.cgroup.mode import detect
 from cameleer.errors import NotSupported
 Path(sys.argv[1], "cgroup.procs").write_text("0")
@@ -49,9 +49,11 @@ if mode.usable:
         Cgroups(mode, node="node").make("alloc", "task")
     except NotSupported as error:
         said["unmoved"] = str(error)
+    said["obstacles"] = [obstacle(mode, may_move=False), obstacle(mode, may_move=True)]
     groups = Cgroups(mode, node="node", move_ourselves=True)
     group = groups.make("alloc", "task", Resources(memory_bytes=32 << 20, pids=5))
     said["limit"] = Path(group.paths.folders["unified"], "memory.max").read_text()
+    said["obstacles"].append(obstacle(mode, may_move=False))
     said["again"] = [detect().bases["unified"], detect().must_move]
     pid = os.fork()
     if not pid:
@@ -400,7 +402,11 @@ def test_a_user_with_a_delegated_subtree_makes_groups_in_it(cgroups: Cgroups, ca
     if case == "alone":
         assert said["reason"] == ""
         assert said["must_move"]
-        assert "move_ourselves" in said["unmoved"]
+        assert "leave_group" in said["unmoved"]
+        in_the_way, *nothing = said["obstacles"]
+        assert f"this process is in {scope} itself" in in_the_way[0]
+        assert "leave_group" in in_the_way[1]
+        assert nothing == [["", ""], ["", ""]]
         assert said["limit"] == f"{32 << 20}\n"
         assert said["again"] == [str(scope), False]
         assert said["signal"] == 9
@@ -440,3 +446,63 @@ def test_groups_that_only_count_are_made_without_cgroupspy_and_found_wherever_th
             for each in [*reversed(kernel.nested(folder)), folder]:
                 kernel.remove(each)
     assert groups.all() == []
+
+
+def test_levels_that_we_made_are_protected_by_what_the_tasks_inside_are_together(cgroups: Cgroups) -> None:
+    """Version 2 protects no group beyond those above it; with more, all inside would be on some machines."""
+    if cgroups.mode.version != 2:
+        pytest.skip("version 1")
+
+    def low(folder: str) -> int:
+        return int(kernel.read(f"{folder}/memory.low"))
+
+    parent = cgroups.mode.parents()["unified"]
+    first = cgroups.make("a", "first", Resources(memory_bytes=16 << 20, memory_max_bytes=64 << 20))
+    assert low(parent) == low(f"{parent}/node") == 16 << 20
+    cgroups.make("a", "plain", Resources(memory_bytes=16 << 20))
+    second = cgroups.make("a", "second", Resources(memory_bytes=8 << 20, memory_max_bytes=64 << 20))
+    other = Cgroups(cgroups.mode, node="other").make(
+        "a", "third", Resources(memory_bytes=7 << 20, memory_max_bytes=64 << 20)
+    )
+    assert (low(parent), low(f"{parent}/node"), low(f"{parent}/other")) == (31 << 20, 24 << 20, 7 << 20)
+    first.remove()
+    other.remove()
+    assert (low(parent), low(f"{parent}/node")) == (8 << 20, 8 << 20)
+    second.remove()
+    assert (low(parent), low(f"{parent}/node")) == (0, 0)
+
+
+def test_levels_of_others_are_not_protected_by_us(cgroups: Cgroups) -> None:
+    if cgroups.mode.version != 2:
+        pytest.skip("version 1")
+    theirs = Path(cgroups.mode.parents()["unified"])
+    theirs.mkdir()
+    group = cgroups.make("a", "t", Resources(memory_bytes=16 << 20, memory_max_bytes=64 << 20))
+    assert (theirs / "memory.low").read_text() == "0\n"
+    assert (theirs / "node/memory.low").read_text() == f"{16 << 20}\n"
+    (theirs / "memory.low").write_text("max")
+    group.remove()
+    assert (theirs / "memory.low").read_text() == "max\n"
+
+
+def test_levels_are_protected_rightly_while_hosts_make_and_remove_groups_side_by_side(cgroups: Cgroups) -> None:
+    if cgroups.mode.version != 2:
+        pytest.skip("version 1")
+    resources = Resources(memory_bytes=8 << 20, memory_max_bytes=64 << 20)
+    cgroups.make("a", "lasting", resources)
+    failed = []
+
+    def work(number: int) -> None:
+        try:
+            for count in range(10):
+                Cgroups(cgroups.mode, node=f"node-{number % 2}").make(f"{number}", f"{count}", resources).remove()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert kernel.read(f"{cgroups.mode.parents()['unified']}/memory.low") == f"{8 << 20}\n"

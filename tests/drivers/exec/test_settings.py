@@ -41,7 +41,9 @@ def test_in_a_root_of_its_own_nothing_is_kept_that_leads_out_of_it() -> None:
     assert not kept & capabilities.mask(["sys_admin", "mknod", "sys_ptrace", "sys_module", "sys_rawio"], "")
 
 
-@pytest.mark.parametrize("user", ["no-such-user", "0x1", "root:wheel", "4294967295:0", "", "-1:0"])
+@pytest.mark.parametrize(
+    "user", ["no-such-user", "0x1", "root:wheel", "4294967295:0", "", "-1:0", "nomad-0", "nomad-01"]
+)
 def test_a_user_that_does_not_exist_is_named(user: str) -> None:
     with pytest.raises(StartError, match="there is no user"):
         account.find(user)
@@ -62,6 +64,18 @@ def test_a_user_has_the_groups_of_its_account() -> None:
 def test_a_mount_that_cannot_be_is_refused(target: str) -> None:
     with pytest.raises(ConfigError):
         root.binds(TaskConfig(command="x", mounts=[Mount(source="/usr", target=target)]), {})
+
+
+@pytest.mark.parametrize("target", ["/local", "/alloc/x", "/secrets/", "/tmp", "//tmp/x", "/./local"])
+def test_a_path_of_the_host_does_not_take_the_place_of_a_tasks_folder(target: str) -> None:
+    with pytest.raises(ConfigError, match="the task's own folder"):
+        root.binds(TaskConfig(command="x"), {"/usr": "/usr", "/srv": target})
+
+
+@pytest.mark.parametrize("target", ["//proc", "//dev/x"])
+def test_two_slashes_are_one(target: str) -> None:
+    with pytest.raises(ConfigError, match="is the task's own"):
+        root.binds(TaskConfig(command="x"), {"/usr": target})
 
 
 def test_a_mount_of_nothing_is_named() -> None:
@@ -94,6 +108,21 @@ def test_without_groups_the_driver_is_unhealthy_and_says_what_would_help() -> No
     assert found.health == "unhealthy"
     assert "no control groups are mounted" in found.description
     assert "mount …" in found.description
+
+
+def test_in_a_delegated_group_that_it_may_not_leave_the_driver_is_unhealthy_and_says_what_would_help(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    (tmp_path / "cgroup.subtree_control").write_text("\n")
+    mode = CgroupMode(mode=Mode.V2, version=2, bases={"unified": str(tmp_path)}, delegated=True, must_move=True)
+    found = _fingerprint(mode)
+    assert found.health == "unhealthy"
+    assert f"this process is in {tmp_path} itself" in found.description
+    assert "leave_group" in found.description
+    assert _fingerprint(mode, may_move=True).health == "healthy"
+    (tmp_path / "cgroup.procs").write_text("")
+    assert _fingerprint(mode).health == "healthy", "it has been moved since"
 
 
 @needs_groups
