@@ -223,6 +223,8 @@ class Docker(Driver):
         _, left = await asyncio.wait(set(self._clearing), timeout=_CLEARING_S)
         for each in left:
             each.cancel()
+        if left:
+            await asyncio.wait(left)
         if left and self._reaper is None:
             log.error(
                 "%d containers or their groups may be left: the engine did not answer while the driver closed",
@@ -318,6 +320,9 @@ class Docker(Driver):
             except RecoverableError as exc:
                 if self._closing.is_set():
                     raise RecoverableError(f"the container {start.name} may be left: {exc}") from exc
+            except asyncio.CancelledError:
+                await start.give_up()
+                raise
             else:
                 return
             with suppress(TimeoutError):
@@ -596,7 +601,9 @@ class Docker(Driver):
         for each in await self._labelled():
             labels = each["Labels"]
             task_id = str(labels.get(f"{_LABEL}task_id", ""))
-            if task_id not in kept and f"{_LABEL}keep" not in labels:
+            if f"{_LABEL}keep" in labels:  # it may run on, in the group around it
+                kept.add(task_id)
+            elif task_id not in kept:
                 name = next(iter(each.get("Names") or ()), str(each["Id"])[:12]).lstrip("/")
                 found.append(
                     Leftover(

@@ -188,6 +188,12 @@ class Start:
         if reaper is not None:
             await reaper.forget(self.name)
 
+    async def give_up(self) -> None:
+        """Wait no more for what the engine was asked for."""
+        if self._asked is not None and not self._asked.done():
+            self._asked.cancel()
+            await asyncio.wait([self._asked])
+
     async def _remove_unanswered(self) -> None:
         """Remove the container that the engine made without saying so.
 
