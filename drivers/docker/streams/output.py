@@ -289,6 +289,7 @@ class Streams:
         self._position = position
         self._source: Descriptor | None = None
         self._attached: Hijacked | None = None
+        self._attached_ns = 0
         self._tty = config.terminal == "pty"
         self._intake = Intake(f"task {config.id}")
         self._started = asyncio.Event()
@@ -435,6 +436,7 @@ class Streams:
             self._attached = await self._client.hijack(
                 f"/containers/{self._container}/attach", query=query, timeout_s=_ASK_S, what=self._what("attach to")
             )
+            self._attached_ns = time.time_ns()
 
     async def _follow_attached(self) -> int:
         """Deliver, and feed stdin beside it, until the engine ends the connection; when that was, Unix time in ns."""
@@ -506,9 +508,8 @@ class Streams:
                 await self._read_log(unnoted)
             raise
         try:
-            at_ns = time.time_ns()
-            await self._read_log(unnoted, until_ns=at_ns)
-            self._position.begin_again(at_ns)
+            await self._read_log(unnoted, until_ns=self._attached_ns)
+            self._position.begin_again(self._attached_ns)
             ended_ns = await self._follow_attached()
         finally:
             self._detach()

@@ -1312,8 +1312,8 @@ async def test_output_over_tls_is_whole_though_nobody_reads_the_input(certificat
         with pytest.raises(EngineGone):
             await wire.write(bytes(20_000_000))
         assert await read_exactly(wire, 50_000) == b"x" * 50_000
-        with pytest.raises(EngineGone):
-            await wire.read()
+        with suppress(EngineGone):  # or an end, where that arrived before the reset
+            assert await wire.read() == b""
 
 
 async def test_a_server_that_does_not_speak_tls_is_said_to_be_one(certificates: Path) -> None:
