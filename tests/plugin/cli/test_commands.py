@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,6 +188,8 @@ def test_what_a_killed_host_left_of_a_task_is_collected_at_once_with_its_group(c
     supervisor, task = map(int, host.stdout.readline().split())
     places = Path(f"/proc/{task}/cgroup").read_text()
     host.send_signal(signal.SIGSTOP)  # neither may end the task
+    while Path(f"/proc/{host.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
     os.kill(supervisor, signal.SIGKILL)
     host.kill()
     host.wait()
