@@ -15,7 +15,7 @@ class Figures:
     :ivar readings: readings delivered.
     :ivar cpu_ns: CPU time spent reading, deriving and delivering, nanoseconds.
     :ivar cpu_ns_per_sweep: the same for one sweep, on average; None before the first.
-    :ivar late_ticks: wake-ups later than a tenth of their interval.
+    :ivar late_ticks: wake-ups, and readings of drivers that stream, later than a tenth of their interval.
     :ivar missed_ticks: wake-ups that did not happen at all, or found the last sweep still running.
     :ivar dropped: readings that a slow reader of ``Task.readings()`` did not get.
     :ivar dropped_by_plugin: readings that a slow hook plugin did not get.

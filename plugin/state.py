@@ -117,6 +117,8 @@ class StateDir:
         """The id that tells this host's tasks from another's: kept here.
 
         A private folder has it in its name, so what a host left behind that was killed can be found by that.
+
+        :raises ConfigError: it cannot be kept: the disk is full.
         """
         if self.path.name.startswith(_PREFIX):
             return self.path.name.rpartition("-")[2]
@@ -127,8 +129,14 @@ class StateDir:
             kept = ""
         if not kept:
             kept = os.urandom(8).hex()
-            self._write(path, kept.encode())
+            self._keep(path, kept.encode())
         return kept
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        try:
+            self._write(path, data)
+        except OSError as exc:
+            raise ConfigError(f"cannot use the state folder {self.path}: {exc.strerror}") from exc
 
     def node(self) -> tuple[str, str] | None:
         """Id and name of the node that the last host here was given; they are in the names of its groups."""
@@ -138,9 +146,12 @@ class StateDir:
             return None
 
     def keep_node(self, node_id: str, node_name: str) -> None:
-        """Keep them, so that whoever finds this folder finds what its host left."""
+        """Keep them, so that whoever finds this folder finds what its host left.
+
+        :raises ConfigError: they cannot be kept: the disk is full.
+        """
         if self.node() != (node_id, node_name):
-            self._write(self.path / "node", msgspec.json.encode((node_id, node_name)))
+            self._keep(self.path / "node", msgspec.json.encode((node_id, node_name)))
 
     def _file(self, task_id: str) -> Path:
         return self._handles / f"{hashlib.sha256(task_id.encode()).hexdigest()[:32]}.json"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cameleer.usage import Counters
 
 STALE_INTERVALS = 3
+_LATE_NS = 1.1e9
+"""Nanoseconds between two readings for each second of their interval, from which on one is late."""
 """A stream that is silent for so many intervals is reported."""
 
 
@@ -116,7 +118,10 @@ class Streams:
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
+        previous = member.previous
         member.deliver(checked(counters, member.life.driver.name), self._arrived)
+        if previous is not None and counters.at_ns - previous.at_ns > member.interval_s * _LATE_NS:
+            self._tally.late_ticks += 1
         member.heard_at = self._loop.time()
         if member.stale or member.failing.active:
             member.stale = False

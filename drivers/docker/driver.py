@@ -287,8 +287,8 @@ class Docker(Driver):
         """
         image = self._images.pop(task.id, None) or await self.pulls.ensure(task)
         start = Start(self, task, await self.info())
-        if (undoing := self._undoing.get(task.id)) is not None:  # of the last attempt, under the same names
-            await asyncio.wait([undoing])
+        if (last := self._undoing.get(task.id)) is not None:  # an attempt that is being undone: it has the same names
+            await asyncio.wait([last])
         self._starting.add(task.id)
         try:
             return await start.run(image)
@@ -522,8 +522,8 @@ class Docker(Driver):
         raise TaskNotFound(f"there is no container of task {task_id}")
 
     async def _labelled(self) -> list[dict[str, Any]]:
-        """All containers of this host id, which no other node has; ``cameleer gc`` knows nothing else of a host."""
-        return await self.with_labels(f"{_LABEL}host_id={self.node.host_id}")
+        """All containers of this node and host id."""
+        return await self.with_labels(f"{_LABEL}host_id={self.node.host_id}", f"{_LABEL}node_id={self.node.node_id}")
 
     async def with_labels(self, *labels: str) -> list[dict[str, Any]]:
         """All containers that have these labels, also ended ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -356,6 +357,21 @@ async def test_a_stream_that_falls_silent_is_reported_stale(caplog: pytest.LogCa
     async with a_host(a_driver("stream", on_stats=silent)) as host:
         await host.start(TaskConfig(id="quiet", command="x"), "fake")
         await until(lambda: "the stream of task quiet is stale" in caplog.text)
+
+
+async def test_readings_of_a_stream_that_come_late_are_counted() -> None:
+    began_ns = time.monotonic_ns()
+    gaps_s = (0, 0.05, 0.05, 0.054, 0.06, 0.05, 1)  # at an interval of 0.05
+
+    async def stream(task: FakeTask, interval_s: float) -> AsyncGenerator[Counters, None]:
+        for passed_s in itertools.accumulate(gaps_s):
+            yield counters(began_ns + int(passed_s * 1e9))
+        await asyncio.Event().wait()
+
+    async with a_host(a_driver("stream", on_stats=stream)) as host:
+        await host.start(TaskConfig(command="x"), "fake")
+        await until(lambda: host.figures.readings == len(gaps_s))
+        assert host.figures.late_ticks == 2
 
 
 async def test_two_hundred_blocking_tasks_wait_at_once_and_stop_answers_within_a_second() -> None:

@@ -714,3 +714,15 @@ async def test_every_record_has_the_task_and_the_driver_as_fields(caplog: pytest
     for record in caplog.records:
         if record.name.startswith("cameleer"):
             assert {"task_id", "driver"} <= record.__dict__.keys()
+
+
+async def test_a_node_that_cannot_be_kept_is_an_error_and_the_folder_is_free_again(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    with pytest.raises(ConfigError, match="cannot use the state folder"):
+        async with Host({}, node=NodeInfo(node_id="n"), state_dir=tmp_path):
+            pass
+    (tmp_path / "node").rmdir()
+    async with Host({}, node=NodeInfo(node_id="n", node_name="one"), state_dir=tmp_path):
+        pass
+    async with Host({}, state_dir=tmp_path) as host:
+        assert (host.node.node_id, host.node.node_name) == ("n", "one")

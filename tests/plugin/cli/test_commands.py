@@ -188,7 +188,9 @@ def test_what_a_killed_host_left_of_a_task_is_collected_at_once_with_its_group(c
     supervisor, task = map(int, host.stdout.readline().split())
     places = Path(f"/proc/{task}/cgroup").read_text()
     host.send_signal(signal.SIGSTOP)  # neither may end the task
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{host.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, "the host does not stop"
         time.sleep(0.01)
     os.kill(supervisor, signal.SIGKILL)
     host.kill()
