@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from cameleer.drivers.cgroup import kernel
-from cameleer.drivers.procfs.identity import GONE
-from cameleer.drivers.procfs.member import row
-from cameleer.drivers.procfs.parse import STAT_BYTES
 from cameleer.errors import RecoverableError, TaskNotFound
 
 if TYPE_CHECKING:
-    from cameleer.usage import ProcessRow
+    from cameleer.driver import Tick
+    from cameleer.usage import Counters, ProcessRow
 
 MOST: Final = 500
 """Processes that get a row, those with the lowest pids: a reading of more would hold up those of other tasks."""
+
+
+def with_rows(counters: Counters, tick: Tick, folder: str) -> Counters:
+    """Counters of a group with a row for each process, where the tick asks for that.
+
+    :raises TaskNotFound: the group is gone.
+    :raises RecoverableError: as :func:`rows`.
+    """
+    return msgspec.structs.replace(counters, per_process=rows(folder)) if tick.per_process else counters
 
 
 def rows(folder: str, proc: str = "/proc") -> tuple[ProcessRow, ...]:
@@ -38,6 +47,10 @@ def rows(folder: str, proc: str = "/proc") -> tuple[ProcessRow, ...]:
 
 
 def _row(path: str) -> ProcessRow | None:
+    from cameleer.drivers.procfs.identity import GONE  # seldom asked for, and no start should pay for it
+    from cameleer.drivers.procfs.member import row
+    from cameleer.drivers.procfs.parse import STAT_BYTES
+
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -6,11 +6,10 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-import msgspec
-
 from cameleer.config import TaskConfig
 from cameleer.driver import AttachedTask, Tick
 from cameleer.drivers.cgroup.paths import GroupPaths
+from cameleer.drivers.cgroup.rows import with_rows
 from cameleer.errors import TaskNotFound
 from cameleer.status import Exit
 
@@ -49,12 +48,7 @@ class AttachedGroup(AttachedTask):
 
     def read(self, tick: Tick) -> Counters:
         """Count what the group holds, and list its processes on request."""
-        counted = self._counters.read(tick)
-        if not tick.per_process:
-            return counted
-        from cameleer.drivers.cgroup.rows import rows
-
-        return msgspec.structs.replace(counted, per_process=rows(next(iter(self._paths.folders.values()))))
+        return with_rows(self._counters.read(tick), tick, next(iter(self._paths.folders.values())))
 
     async def destroy(self, force: bool = False) -> None:
         """Let go of it; it is not touched."""

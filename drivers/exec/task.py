@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from cameleer.drivers.cgroup.rows import with_rows
 from cameleer.drivers.supervisor.grouped import GroupedTask
 
 if TYPE_CHECKING:
@@ -21,9 +20,4 @@ class ExecTask(GroupedTask):
 
         :raises UnrecoverableError: the group is gone.
         """
-        counted = self.read_group(tick)
-        if not tick.per_process:
-            return counted
-        from cameleer.drivers.cgroup.rows import rows
-
-        return msgspec.structs.replace(counted, per_process=rows(self.group.folder))
+        return with_rows(self.read_group(tick), tick, self.group.folder)

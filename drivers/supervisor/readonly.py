@@ -44,7 +44,7 @@ def _in_memory(path: str) -> tuple[int, str]:
             while os.sendfile(fd, file.fileno(), None, _CHUNK):
                 pass
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
-    except BaseException:
+    except BaseException:  # whatever it is: a copy that is not sealed must not be left open
         os.close(fd)
         raise
     return fd, f"/proc/self/fd/{fd}"

@@ -20,11 +20,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-import msgspec
-
 from cameleer.drivers.cgroup import kernel, membership
 from cameleer.drivers.cgroup.mode import V1_CONTROLLERS, CgroupMode, detect
 from cameleer.drivers.cgroup.paths import GroupPaths
+from cameleer.drivers.cgroup.rows import with_rows
 from cameleer.errors import DriverError
 
 if TYPE_CHECKING:
@@ -166,12 +165,7 @@ class LocalCounters:
         :raises RecoverableError: a text is garbled or cut short; descriptors are used up.
         :raises UnrecoverableError: it was closed.
         """
-        counters = self._counters.read(tick)
-        if not tick.per_process:
-            return counters
-        from cameleer.drivers.cgroup.rows import rows
-
-        return msgspec.structs.replace(counters, per_process=rows(self._folder))
+        return with_rows(self._counters.read(tick), tick, self._folder)
 
     def close(self) -> None:
         """Close the files; twice without error. Not under a running :meth:`read`."""
