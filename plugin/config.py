@@ -30,7 +30,8 @@ class Stdio:
     Use the constructors: :meth:`discard`, :meth:`inherit`, :meth:`file`, :meth:`fifo`, :meth:`fd`.
 
     :ivar kind: ``discard`` is ``/dev/null``; ``inherit`` is the stream of the process that holds the host.
-    :ivar path: of a ``file`` (made with mode 0600 if absent, appended to) or a ``fifo`` (must exist; no link followed).
+    :ivar path: of a ``file`` (made with mode 0600 if absent, appended to) or a ``fifo`` (must exist). Output follows no
+        symbolic link, nor does a ``fifo``.
     :ivar descriptor: an open descriptor of the caller, who keeps and closes it; the task gets a copy.
     """
 

@@ -146,7 +146,8 @@ def open_target(name: str, stream: Stdio) -> Descriptor | None:
         return None
     if stream.path is None:
         return _taken(name, stream, os.O_WRONLY)
-    flags = _FLAGS | (os.O_NOFOLLOW if stream.kind == "fifo" else os.O_APPEND | os.O_CREAT)
+    # no link: else who may write to the folder chooses a file of the host's
+    flags = _FLAGS | os.O_NOFOLLOW | (0 if stream.kind == "fifo" else os.O_APPEND | os.O_CREAT)
     try:
         _check_fifo(name, stream)
         try:
@@ -156,7 +157,8 @@ def open_target(name: str, stream: Stdio) -> Descriptor | None:
                 raise
             return Descriptor(os.open(stream.path, flags | os.O_RDWR, 0o600), alone=True)
     except OSError as exc:
-        raise StartError(f"cannot open {stream.path} as {name}: {exc.strerror}") from exc
+        reason = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+        raise StartError(f"cannot open {stream.path} as {name}: {reason}") from exc
 
 
 def open_source(stream: Stdio) -> Descriptor | None:
